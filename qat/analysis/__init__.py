@@ -1,0 +1,1 @@
+"""Plain tables about a model: noise by site, sparsity, size."""

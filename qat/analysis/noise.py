@@ -1,0 +1,70 @@
+"""How much each site loses: signal to quantization noise, and the share that is clipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qat.fake_quant import FakeQuant, fake_quants
+from qat.functional.affine import expand
+
+
+@dataclass(frozen=True)
+class SiteNoise:
+    """What one site does to the tensors that pass.
+
+    Attributes:
+        sqnr: Signal to quantization noise, decibel.
+        clipped: Share of the values outside the grid, 0 to 1.
+        scale: Mean scale, real units.
+    """
+
+    sqnr: float
+    clipped: float
+    scale: float
+
+
+class _Probe:
+    def __init__(self) -> None:
+        self.signal = self.noise = self.clipped = self.count = 0.0
+
+    def __call__(self, fake_quant: FakeQuant, args: tuple[Tensor, ...], y: Tensor) -> None:
+        x, q, spec = args[0].detach().float(), fake_quant.quantizer, fake_quant.spec
+        codes = q.codes(x)
+        nearer_end = (codes == spec.qmin) | (codes == spec.qmax)
+        self.clipped += float((nearer_end & ((x - y).abs() > _half(q.scale, x, y))).sum())
+        self.signal += float(x.square().sum())
+        self.noise += float((x - y.detach()).square().sum())
+        self.count += x.numel()
+
+    def result(self, fake_quant: FakeQuant) -> SiteNoise:
+        ratio = self.signal / max(self.noise, 1e-30)
+        sqnr = 10 * torch.log10(torch.tensor(max(ratio, 1e-30))).item()
+        scale = fake_quant.quantizer.scale.detach().mean().item()
+        return SiteNoise(sqnr, self.clipped / max(self.count, 1), scale)
+
+
+def _half(scale: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Half a grid step, and a little more for rounding, broadcast against ``x``."""
+    return expand(scale.detach(), x.shape) * 0.500001 + y.detach().abs() * 1e-6
+
+
+@torch.no_grad()
+def measure_noise(model: nn.Module, x: Tensor) -> dict[str, SiteNoise]:
+    """Run ``model`` on ``x`` and return site name to noise, for all sites that quantize.
+
+    Args:
+        model: A prepared model, in eval mode.
+        x: One batch ``(N, ...)``.
+    """
+    active = [f for f in fake_quants(model) if f.active]
+    probes = {f: _Probe() for f in active}
+    handles = [f.register_forward_hook(probes[f]) for f in active]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {f.site: probes[f].result(f) for f in active if probes[f].count}

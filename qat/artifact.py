@@ -1,0 +1,149 @@
+"""From a trained model to its artifact: convert, export, verify, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+import qat
+from qat.export.onnx import export_onnx
+from qat.export.packed import save_packed
+from qat.export.report import Report, layer_rows
+from qat.export.runtime import OnnxModel
+from qat.export.verify import Verification, compare_outputs, compare_sites
+from qat.graph.convert import convert
+from qat.graph.plan import Plan
+from qat.graph.trace import Captured
+from qat.training.evaluate import accuracy, predict
+
+log = logging.getLogger("qat")
+ONNX, PACKED = "model.onnx", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an artifact is checked on.
+
+    Attributes:
+        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``; read several times.
+        threshold: Least share of equal predictions that passes.
+        site_samples: Samples whose codes are compared site by site.
+    """
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    threshold: float = 0.999
+    site_samples: int = 64
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The float model that a run started from: accuracy in percent (if measured), and bytes."""
+
+    accuracy: float | None
+    size_bytes: int
+
+
+def write_artifact(
+    captured: Captured,
+    plan: Plan,
+    folder: Path,
+    evaluation: Evaluation,
+    baseline: Baseline,
+    *,
+    description: Mapping[str, Any],
+    seconds: dict[str, float] | None = None,
+) -> Report:
+    """Convert, export and verify a model in its fold stage, and write files and report.
+
+    Args:
+        captured: The trained model.
+        plan: Its plan.
+        folder: Where the files go.
+        evaluation: What to check it on.
+        baseline: The float model.
+        description: Facts for the files' metadata and the report: name, classes, normalisation.
+        seconds: Seconds of earlier phases; the phases here are added.
+
+    Raises:
+        ExportError: If the model has no integer or ONNX form.
+    """
+    seconds = dict(seconds or {})
+    captured = captured.cpu().eval()
+    example = next(iter(evaluation.batches))[0][:1]
+    with _timed(seconds, "convert"):
+        model = convert(captured)
+    with _timed(seconds, "export"):
+        facts = {**description, "scheme": plan.scheme, "versions": versions()}
+        sites = export_onnx(model, example, folder / ONNX, metadata=facts)
+        save_packed(model, folder / PACKED, metadata=facts)
+    with _timed(seconds, "verify"):
+        scores, check = _verify(captured, model, folder / ONNX, sites, evaluation)
+    known = {} if baseline.accuracy is None else {"float": baseline.accuracy}
+    files = {"onnx": folder / ONNX, "safetensors": folder / PACKED}
+    report = Report(
+        name=str(description["name"]),
+        accuracy={**known, **scores},
+        verification=check,
+        size_bytes={
+            "float": baseline.size_bytes,
+            **{kind: path.stat().st_size for kind, path in files.items()},
+        },
+        layers=layer_rows(model),
+        seconds=seconds,
+        float_share=plan.float_share,
+        details={k: v if isinstance(v, str | int) else json.dumps(v) for k, v in facts.items()},
+    )
+    report.save(folder)
+    return report
+
+
+def _verify(
+    captured: Captured, model: nn.Module, path: Path, sites: list[str], evaluation: Evaluation
+) -> tuple[dict[str, float], Verification]:
+    runs = {
+        "fake_quant": captured,
+        "converted": model,
+        "onnxruntime": OnnxModel(path),
+        "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
+    }
+    logits: dict[str, Tensor] = {}
+    scores: dict[str, float] = {}
+    for kind, run in runs.items():
+        logits[kind], labels = predict(run, evaluation.batches)
+        scores[kind] = accuracy(logits[kind], labels)
+    others = [kind for kind in runs if kind != "fake_quant"]
+    pairs = {kind: compare_outputs(logits["fake_quant"], logits[kind]) for kind in others}
+    sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]
+    check = Verification(
+        agreement={kind: pair[0] for kind, pair in pairs.items()},
+        difference={kind: pair[1] for kind, pair in pairs.items()},
+        sites=compare_sites(model, path, sites, sample),
+        threshold=evaluation.threshold,
+    )
+    return scores, check
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what a file contains."""
+    used = {"torch": torch, "onnx": onnx, "onnxruntime": onnxruntime}
+    return {"qat": qat.__version__, **{name: m.__version__ for name, m in used.items()}}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds of a block to a table, and say what is going on."""
+    log.info("%s ...", phase)
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,169 @@
+"""The contract of all data modules; a data set only has to implement :meth:`DataModule.load`."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TypedDict
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from qat.data.loader import ResumableLoader, SourceLoader
+from qat.data.sampler import EpochBatchSampler
+from qat.data.source import Source, View, generator
+from qat.errors import ConfigError
+
+MONITOR_SAMPLES = 2000
+
+
+class Loading(TypedDict, total=False):
+    """Arguments that every data module passes on to :class:`DataModule`."""
+
+    batch_size: int
+    val_fraction: float
+    num_workers: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a data set brings: all training samples (augmented), the test set, the classes."""
+
+    train: Source
+    test: Source
+    class_names: list[str]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders for training, validation, test and calibration.
+
+    After :meth:`setup` it has ``num_classes``, ``class_names``, ``input_shape`` (of one sample,
+    without the batch) and ``mean`` and ``std`` (None where nothing is normalised). Batches are
+    ``(x, y)``: normalised float32 and int64. Nothing is ever chosen on the test set.
+
+    Args:
+        batch_size: Samples per training step over all ranks together.
+        val_fraction: Share of the training set that is held out for validation. With 0 all of it is
+            trained on, and validation looks at a fixed 2,000 training samples without augmentation.
+        num_workers: Processes that read ahead; 0 reads in the training process.
+        seed: Seed of the split, the order and the augmentation.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    num_classes: int
+    class_names: list[str]
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(
+                f"Expected data.batch_size to be at least 1, but got {batch_size}; raise it."
+            )
+        if not 0 <= val_fraction < 1:
+            raise ConfigError(
+                f"Expected data.val_fraction to be at least 0 and below 1, but got {val_fraction}; "
+                f"0.1 holds out a tenth of the training set."
+            )
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.num_workers = num_workers
+        self.seed = seed
+        self._train: View | None = None
+
+    @abstractmethod
+    def load(self) -> Loaded:
+        """Read and check the data set.
+
+        Raises:
+            DataError: If it is missing or malformed.
+        """
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (one split serves all stages)
+        """Load the data set and split it; a second call does nothing.
+
+        Args:
+            stage: Ignored.
+
+        Raises:
+            DataError: If the data set is missing or malformed.
+        """
+        if self._train is not None:
+            return
+        loaded = self.load()
+        self.class_names, self.num_classes = loaded.class_names, len(loaded.class_names)
+        self.input_shape = loaded.train.input_shape
+        self.mean, self.std = loaded.mean, loaded.std
+        kept, held_out = self._split(len(loaded.train))
+        self._val = View(loaded.train.plain(), held_out)
+        self._test = loaded.test
+        self._train = View(loaded.train, kept)
+
+    def _split(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Return the indices to train on and to validate on, both in ascending order."""
+        order = torch.randperm(num_samples, generator=generator("split", self.seed))
+        if self.val_fraction == 0:
+            return torch.arange(num_samples), order[:MONITOR_SAMPLES].sort().values
+        num_val = min(max(1, round(num_samples * self.val_fraction)), num_samples - 1)
+        return order[num_val:].sort().values, order[:num_val].sort().values
+
+    def _train_view(self) -> View:
+        self.setup()
+        assert self._train is not None
+        return self._train
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the shuffled, augmented training batches; an incomplete last one is dropped."""
+        train = self._train_view()
+        drop_last = len(train) >= self.batch_size
+        order = EpochBatchSampler(len(train), self.batch_size, self.seed, drop_last=drop_last)
+        return ResumableLoader(train, order, self.num_workers)
+
+    def val_dataloader(self) -> SourceLoader:
+        """Return every validation sample once, in a fixed order, without augmentation."""
+        self.setup()
+        return self._in_order(self._val)
+
+    def test_dataloader(self) -> SourceLoader:
+        """Return every test sample once, in a fixed order, without augmentation."""
+        self.setup()
+        return self._in_order(self._test)
+
+    def _in_order(self, source: Source) -> SourceLoader:
+        order = EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False)
+        return SourceLoader(source, order, self.num_workers)
+
+    def calibration_batches(self, num: int) -> list[Tensor]:
+        """Read training inputs without augmentation, the same on every rank and in every epoch.
+
+        Args:
+            num: Number of batches; fewer come where the training set has not as many full ones.
+
+        Returns:
+            Normalised inputs, float32, each of shape (batch_size, *input_shape), in a shuffled
+            order of their own; a training set smaller than one batch comes as a single batch.
+
+        Raises:
+            ConfigError: If ``num`` is below 1.
+        """
+        if num < 1:
+            raise ConfigError(
+                f"Expected at least 1 calibration batch, but got {num}; raise the number."
+            )
+        train = self._train_view().plain()
+        order = torch.randperm(len(train), generator=generator("calibration", self.seed)).tolist()
+        size = min(self.batch_size, len(train))
+        starts = range(0, min(num, len(train) // size) * size, size)
+        return [train.__getitems__([(0, i) for i in order[s : s + size]])[0] for s in starts]

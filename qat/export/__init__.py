@@ -1,0 +1,1 @@
+"""Artifacts: files for runtimes, the proof that they predict the same, and the report."""

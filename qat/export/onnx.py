@@ -1,0 +1,151 @@
+"""ONNX: a converted model as a Quantize/Dequantize file with integer initialisers.
+
+``torch.onnx.export`` writes the file; this module only says what our two operators mean there.
+Narrow activations are clipped behind QuantizeLinear, on integers: a float clip in front, or an
+int8 activation, keeps onnxruntime from forming integer convolutions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import ir, opset21 as op
+from torch import Tensor, nn
+
+from qat.errors import ExportError
+from qat.integer_layers import ActivationCodec
+
+OPSET = 21
+INPUT, OUTPUT = "input", "output"
+_FULL_RANGE = {
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT16: (-32768, 32767),
+}
+
+
+def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+    codes = op.QuantizeLinear(x, scale, zero_point)
+    kind = zero_point.dtype
+    if (qmin, qmax) == _FULL_RANGE[kind]:
+        return codes
+    low, high = (op.Constant(value=ir.tensor(v, dtype=kind)) for v in (qmin, qmax))
+    return op.Clip(codes, low, high)
+
+
+def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int, block: int) -> Any:
+    options = {"block_size": block} if block else {}
+    return op.DequantizeLinear(codes, scale, zero_point, axis=axis, **options)
+
+
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, *, metadata: Mapping[str, object] | None = None
+) -> list[str]:
+    """Write a converted model to ``path``; its batch axis is dynamic.
+
+    Args:
+        model: What ``qat.graph.convert`` returned.
+        example: One batch as the model takes it, ``(N, ...)``, real values.
+        path: The file to write.
+        metadata: Names and values to store in the file, as JSON.
+
+    Returns:
+        For every quantize in the order of the file, its site; ``<site>:codes`` is the name of
+        the tensor of codes that it makes.
+
+    Raises:
+        ExportError: If an operation of the model has no form in ONNX, or the file is not valid.
+    """
+    proto = _translate(model.eval(), example)
+    del proto.metadata_props[:]
+    for key, value in (metadata or {}).items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    sites = _name_codes(proto, model)
+    proto.producer_name = "qat"
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"expected a valid ONNX model for '{path}', got: {error}.") from error
+    path.write_bytes(proto.SerializeToString())
+    return sites
+
+
+def _translate(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    table: dict[Any, Any] = {
+        torch.ops.qat.quantize.default: _quantize,
+        torch.ops.qat.dequantize.default: _dequantize,
+    }
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                (torch.cat([example, example]),),  # a batch of one would be taken for a constant
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: batch},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                custom_translation_table=table,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                "expected every operation of the model to have an ONNX form, "
+                f"got {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            ) from error
+    assert program is not None
+    graph = program.model.graph
+    values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    for item in [*graph.all_nodes(), *values]:
+        item.metadata_props.clear()  # stack traces and paths of the exporting machine
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress marks and notices to itself."""
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _name_codes(proto: onnx.ModelProto, model: nn.Module) -> list[str]:
+    """Name the codes after their sites; the file keeps the order in which the codecs ran."""
+    sites = _call_order(model)
+    quantizes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(quantizes) == len(sites), "a quantize was lost or doubled on the way to ONNX"
+    renamed: dict[str, str] = {}
+    for node, site in zip(quantizes, sites, strict=True):
+        clip = [n for n in proto.graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]]
+        renamed[(clip or [node])[0].output[0]] = f"{site}:codes"
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for info in proto.graph.value_info:
+        info.name = renamed.get(info.name, info.name)
+    return sites
+
+
+def _call_order(model: nn.Module) -> list[str]:
+    calls: list[str] = []
+    for node in model.graph.nodes:  # pyright: ignore[reportAttributeAccessIssue]
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationCodec):
+            repeat = sum(c.split("#")[0] == module.site for c in calls)
+            calls.append(f"{module.site}#{repeat + 1}" if repeat else module.site)
+    return calls

@@ -1,0 +1,103 @@
+"""The artifact without a graph: integer weights, scales and zero points in one safetensors file.
+
+Codes narrower than 8 bits are packed, lowest bits first, into bytes. The header describes each
+weight (bits, signed, shape, axis, block) under the key ``qat``, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qat.errors import ExportError
+from qat.integer_layers import ActivationCodec, IntegerLayer
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Return integer ``codes``, any shape, as uint8 bytes ``(ceil(numel * bits / 8),)``."""
+    values = codes.flatten().numpy().astype(np.int64) & (2**bits - 1)
+    planes = (values[:, None] >> np.arange(bits)) & 1
+    return torch.from_numpy(np.packbits(planes.astype(np.uint8).ravel(), bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], *, signed: bool) -> Tensor:
+    """Return the int32 codes of ``shape`` that ``pack_bits`` packed."""
+    count = int(np.prod(shape))
+    planes = np.unpackbits(packed.numpy(), bitorder="little")[: count * bits].reshape(count, bits)
+    values = (planes.astype(np.int64) << np.arange(bits)).sum(1)
+    if signed:
+        values -= (values >> (bits - 1)) << bits
+    return torch.from_numpy(values.astype(np.int32)).view(shape)
+
+
+def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object]) -> None:
+    """Write a converted model's integers to ``path``.
+
+    Args:
+        model: What ``qat.graph.convert`` returned.
+        path: The ``.safetensors`` file to write.
+        metadata: More to store in the header, as JSON.
+    """
+    tensors: dict[str, Tensor] = {}
+    weights: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, IntegerLayer):
+            weights[name] = _add_layer(tensors, name, module)
+        elif isinstance(module, ActivationCodec):
+            tensors[f"{module.site}.scale"] = module.scale
+            tensors[f"{module.site}.zero_point"] = module.zero_point.to(torch.int32)
+    handled = {m for m in model.modules() if isinstance(m, IntegerLayer | ActivationCodec)}
+    for name, value in model.state_dict().items():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if owner not in handled:
+            tensors[name] = value
+    header = {"qat": json.dumps({**metadata, "weights": weights})}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=header)
+
+
+def _add_layer(tensors: dict[str, Tensor], name: str, layer: IntegerLayer) -> dict[str, Any]:
+    spec = layer.spec
+    codes = layer.weight_codes.to(torch.int32) // spec.storage_gain
+    tensors[f"{name}.weight"] = pack_bits(codes, spec.bits)
+    tensors[f"{name}.weight_scale"] = layer.weight_scale * spec.storage_gain
+    tensors[f"{name}.weight_zero_point"] = layer.weight_zero_point.to(torch.int32)
+    for key in ("bias_codes", "bias_scale", "bias_float"):
+        value = layer._buffers[key]
+        if value is not None:
+            tensors[f"{name}.{key}"] = value
+    return {
+        "bits": spec.bits,
+        "signed": spec.signed,
+        "shape": list(codes.shape),
+        "axis": layer.axis,
+        "block": layer.block,
+    }
+
+
+def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return name to tensor, with weights as int32 codes of their own shape, and the header.
+
+    Raises:
+        ExportError: If the file is missing, damaged or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = json.loads((file.metadata() or {})["qat"])
+    except Exception as error:
+        raise ExportError(
+            f"expected a packed model at '{path}', got {type(error).__name__} ({error}): "
+            "check the path, or export it again."
+        ) from error
+    for name, form in header["weights"].items():
+        key, shape = f"{name}.weight", tuple(form["shape"])
+        tensors[key] = unpack_bits(tensors[key], form["bits"], shape, signed=form["signed"])
+    return tensors, header

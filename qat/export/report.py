@@ -1,0 +1,142 @@
+"""The report of a run: ``report.json``, whose keys are an interface, and ``report.md`` for people.
+
+Stable keys: ``accuracy.float``, ``.fake_quant``, ``.converted``, ``.onnxruntime`` (percent);
+``agreement.onnxruntime`` (share); ``size_bytes.float``, ``.onnx``, ``.safetensors``;
+``seconds.<phase>``; ``passed``. More keys may be added; these stay.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qat.export.verify import Verification
+from qat.integer_layers import IntegerLayer
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One quantized layer: weight bits, weights, and the share of them that is zero."""
+
+    layer: str
+    bits: int
+    weights: int
+    sparsity: float
+
+
+@dataclass
+class Report:
+    """Everything a run found out.
+
+    Attributes:
+        name: The run's name.
+        accuracy: Percent on the whole evaluation set, by kind of model.
+        verification: The comparison of files with the trained model.
+        size_bytes: Bytes, by kind of file.
+        layers: The quantized layers.
+        seconds: Seconds, by phase.
+        float_share: Share of the multiply-accumulates that stays float.
+        details: More facts: scheme, seed, versions, samples.
+    """
+
+    name: str
+    accuracy: dict[str, float]
+    verification: Verification
+    size_bytes: dict[str, int]
+    layers: list[LayerRow]
+    seconds: dict[str, float]
+    float_share: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        check, first = self.verification, self.verification.first_difference
+        return {
+            "name": self.name,
+            "passed": check.passed,
+            "accuracy": self.accuracy,
+            "agreement": check.agreement,
+            "difference": check.difference,
+            "first_difference": first.site if first else None,
+            "size_bytes": self.size_bytes,
+            "float_share": self.float_share,
+            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+            "layers": [asdict(row) for row in self.layers],
+            "sites": [asdict(site) for site in check.sites],
+            "details": self.details,
+        }
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        check = self.verification
+        first = check.first_difference
+        where = f"first differing site `{first.site}`" if first else "no site differs"
+        verdict = "passed" if check.passed else "FAILED"
+        return "\n\n".join(
+            [
+                f"# {self.name}: {verdict}",
+                (
+                    f"Least agreement asked for: {check.threshold:.2%}; sample compared site by "
+                    f"site: {where}. Multiply-accumulates left in float: {self.float_share:.2%}."
+                ),
+                _table(("model", "accuracy %", "agreement", "largest difference"), self._models()),
+                _table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.size_bytes.items()]),
+                _table(("phase", "seconds"), [(k, f"{v:.1f}") for k, v in self.seconds.items()]),
+                "## Layers",
+                _table(
+                    ("layer", "bits", "weights", "zeros"),
+                    [(r.layer, r.bits, f"{r.weights:,}", f"{r.sparsity:.1%}") for r in self.layers],
+                ),
+                "## Sites (codes, file against converted model)",
+                _table(
+                    ("site", "share that differs", "largest"),
+                    [(s.site, f"{s.share:.2e}", s.largest) for s in check.sites],
+                ),
+                "The largest difference of an output is in 1/255 of the outputs' range.",
+                "## Details",
+                _table(("key", "value"), list(self.details.items())),
+                "",
+            ]
+        )
+
+    def _models(self) -> list[tuple[object, ...]]:
+        check = self.verification
+        rows: list[tuple[object, ...]] = []
+        for kind, value in self.accuracy.items():
+            agreement, gap = check.agreement.get(kind), check.difference.get(kind)
+            shown = ("" if agreement is None else f"{agreement:.4%}",)
+            rows.append((kind, f"{value:.2f}", *shown, "" if gap is None else f"{gap:.3g}"))
+        return rows
+
+    def save(self, folder: Path) -> None:
+        """Write ``report.json`` and ``report.md`` into ``folder``."""
+        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        (folder / "report.md").write_text(self.to_markdown())
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def layer_rows(model: nn.Module) -> list[LayerRow]:
+    """Return one row for every integer layer of a converted model."""
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, IntegerLayer):
+            codes, zero = module.weight_codes.int(), module.weight_zero_point.int()
+            nothing = codes == (zero if zero.ndim == 0 else zero.flatten()[0])
+            share = nothing.double().mean().item()
+            rows.append(LayerRow(name, module.spec.bits, codes.numel(), share))
+    return rows
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Return the bytes that the original float model's parameters and buffers take."""
+    tensors = [v for v in model.state_dict().values() if torch.is_tensor(v)]
+    return sum(v.numel() * v.element_size() for v in tensors)

@@ -1,0 +1,120 @@
+"""The proof that an exported file predicts what training predicted, or the first place it does not.
+
+Predictions are compared on the whole evaluation set; codes are compared site by site on a sample,
+because in a whole network one early difference spreads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qat.errors import VerificationError
+from qat.export.runtime import OnnxModel
+from qat.integer_layers import ActivationCodec
+
+
+@dataclass(frozen=True)
+class SiteDifference:
+    """How the codes of one site differ between two runs: share of codes, and largest difference."""
+
+    site: str
+    share: float
+    largest: int
+
+
+@dataclass
+class Verification:
+    """What was compared, and how it came out.
+
+    Attributes:
+        agreement: Share of equal predictions with the fake-quant model, by name, 0 to 1.
+        difference: Largest difference of an output, in 1/255 of the outputs' range, by name.
+        sites: Every site in the order of execution.
+        threshold: Least agreement that passes.
+    """
+
+    agreement: dict[str, float]
+    difference: dict[str, float]
+    sites: list[SiteDifference] = field(default_factory=list)
+    threshold: float = 0.999
+
+    @property
+    def passed(self) -> bool:
+        """Whether every agreement reaches the threshold."""
+        return all(share >= self.threshold for share in self.agreement.values())
+
+    @property
+    def first_difference(self) -> SiteDifference | None:
+        """The first site whose codes differ."""
+        return next((s for s in self.sites if s.share > 0), None)
+
+    def check(self) -> None:
+        """Raise if an agreement is too low.
+
+        Raises:
+            VerificationError: Naming the first differing site.
+        """
+        if self.passed:
+            return
+        name, share = min(self.agreement.items(), key=lambda item: item[1])
+        first = self.first_difference
+        where = f"first at site '{first.site}'" if first else "in the output only"
+        raise VerificationError(
+            f"expected {name} to agree with the fake-quant model on at least "
+            f"{self.threshold:.2%} of the predictions, got {share:.2%}: they differ {where}; see "
+            "report.md for every site, and do not ship this file."
+        )
+
+
+def compare_outputs(reference: Tensor, other: Tensor) -> tuple[float, float]:
+    """Return the share of equal predictions, and the largest difference in 1/255 of the range.
+
+    Args:
+        reference: Logits ``(N, K)``.
+        other: Logits ``(N, K)``.
+    """
+    agreement = (reference.argmax(1) == other.argmax(1)).double().mean().item()
+    step = (reference.max() - reference.min()).clamp_min(1e-12) / 255
+    return agreement, ((reference - other).abs().max() / step).item()
+
+
+@torch.no_grad()
+def compare_sites(
+    model: nn.Module, path: Path, sites: list[str], x: Tensor, *, optimise: bool = False
+) -> list[SiteDifference]:
+    """Compare the codes that a converted model and its file make of ``x``, site by site.
+
+    Args:
+        model: The converted model.
+        path: Its ``.onnx`` file.
+        sites: What ``export_onnx`` returned.
+        x: One batch ``(N, ...)``, real values.
+        optimise: Whether onnxruntime may rewrite the graph.
+    """
+    expected: list[np.ndarray] = []
+    handles = [
+        m.register_forward_hook(lambda codec, args, _: expected.append(_codes(codec, args[0])))
+        for m in model.modules()
+        if isinstance(m, ActivationCodec)
+    ]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    names = [f"{site}:codes" for site in sites]
+    found = OnnxModel(path, optimise=optimise, outputs=names).run(x)
+    pairs = zip(sites, expected, (found[n] for n in names), strict=True)
+    return [_difference(site, a, b.astype(np.int32)) for site, a, b in pairs]
+
+
+def _codes(codec: ActivationCodec, x: Tensor) -> np.ndarray:
+    return codec.codes(x).to(torch.int32).numpy()
+
+
+def _difference(site: str, a: np.ndarray, b: np.ndarray) -> SiteDifference:
+    gap = np.abs(a - b)
+    return SiteDifference(site, float((gap > 0).mean()), int(gap.max(initial=0)))

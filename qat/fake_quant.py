@@ -1,0 +1,172 @@
+"""FakeQuant: an observer, a quantizer and the phase they are in; and how to find them all."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from qat.errors import CalibrationError, SpecError
+from qat.observers import OBSERVERS, MinMax
+from qat.quantizers import QUANTIZERS, Quantizer
+from qat.spec import QuantSpec
+
+
+class Phase(enum.IntEnum):
+    """What a fake-quant does with the tensors that pass."""
+
+    FLOAT = 0
+    """Lets them pass."""
+    OBSERVE = 1
+    """Lets them pass and, in training mode, looks at their range."""
+    QUANTIZE = 2
+    """Snaps them to the grid; in training the scale still moves."""
+    FROZEN = 3
+    """Snaps them to the grid; the scale stays."""
+
+
+class FakeQuant(nn.Module):
+    """Observe or fake-quantize the tensors of one site; the phase is part of the saved state.
+
+    Args:
+        site: The site's name, for messages.
+        observer: Tells which range to cover.
+        quantizer: Owns the scale and the arithmetic.
+    """
+
+    def __init__(self, site: str, observer: MinMax, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.site = site
+        self.observer = observer
+        self.quantizer = quantizer
+        self.phase = Phase.FLOAT
+        self.calibrated = False
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The site's number format."""
+        return self.quantizer.spec
+
+    @property
+    def active(self) -> bool:
+        """Whether tensors are snapped to the grid."""
+        return self.phase >= Phase.QUANTIZE
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass, observe or fake-quantize real values ``x``; shape of ``x``."""
+        if self.training and self._observes:
+            if not self.quantizer.has_batch:
+                self.observer.reset()  # a weight comes whole: what it was before does not count
+            self.observer.observe(x)
+            if self.phase is Phase.QUANTIZE:
+                self.quantizer.set_range(*self.observer.range())
+        return self.quantizer(x) if self.active else x
+
+    @property
+    def _observes(self) -> bool:
+        if self.phase is Phase.QUANTIZE:
+            return self.observer.follows and not self.quantizer.learns
+        return self.phase is Phase.OBSERVE
+
+    def set_phase(self, phase: Phase) -> None:
+        """Enter ``phase``.
+
+        Raises:
+            CalibrationError: If it quantizes and no range was ever set.
+        """
+        if phase >= Phase.QUANTIZE and not self.calibrated:
+            raise CalibrationError(
+                f"expected site '{self.site}' to be calibrated before it quantizes, "
+                "got no range: run the calibration first."
+            )
+        if phase is Phase.OBSERVE:
+            self.observer.reset()
+        self.phase = phase
+
+    def finish_calibration(self) -> None:
+        """Copy the observed range into the quantizer.
+
+        Raises:
+            CalibrationError: If nothing, or nothing finite, was seen.
+        """
+        if self.observer.empty:
+            raise CalibrationError(
+                f"expected calibration data at site '{self.site}', got none: the site was never "
+                "reached; calibrate with at least one batch that runs through it."
+            )
+        low, high = self.observer.range()
+        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise CalibrationError(
+                f"expected finite values at site '{self.site}', got NaN or infinity: "
+                "check the calibration data and the float model."
+            )
+        self.quantizer.set_range(low, high)
+        self.calibrated = True
+
+    def get_extra_state(self) -> Tensor:
+        """Return phase and calibration flag as a tensor, so that checkpoints stay plain."""
+        return torch.tensor([int(self.phase), int(self.calibrated)], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what ``get_extra_state`` gave."""
+        phase, calibrated = state.tolist()
+        self.phase, self.calibrated = Phase(phase), bool(calibrated)
+
+    def extra_repr(self) -> str:
+        """Show site and phase in a module's print-out."""
+        return f"{self.site}, {self.phase.name}"
+
+
+def make_fake_quant(
+    site: str,
+    spec: QuantSpec,
+    shape: tuple[int, ...],
+    *,
+    quantizer: str,
+    observer: str,
+    has_batch: bool,
+) -> FakeQuant:
+    """Build the fake-quant of one site by the names of its parts.
+
+    Args:
+        site: The site's name.
+        spec: The number format.
+        shape: Shape of the tensor that will pass.
+        quantizer: A name in ``QUANTIZERS``.
+        observer: A name in ``OBSERVERS``.
+        has_batch: Whether axis 0 counts samples (activations).
+
+    Raises:
+        SpecError: If a name is unknown.
+    """
+    for name, table in ((quantizer, QUANTIZERS), (observer, OBSERVERS)):
+        if name not in table:
+            raise SpecError(f"expected one of {sorted(table)} at site '{site}', got {name!r}.")
+    scale_shape = spec.scale_shape(shape)
+    return FakeQuant(
+        site,
+        OBSERVERS[observer](spec, scale_shape),
+        QUANTIZERS[quantizer](spec, scale_shape, has_batch=has_batch),
+    )
+
+
+def fake_quants(model: nn.Module) -> Iterator[FakeQuant]:
+    """Yield every fake-quant of ``model``, each once, in the order of its modules."""
+    return (m for m in model.modules() if isinstance(m, FakeQuant))
+
+
+def weight_quants(model: nn.Module) -> list[FakeQuant]:
+    """Return the fake-quants of weights."""
+    return [f for f in fake_quants(model) if not f.quantizer.has_batch]
+
+
+def activation_quants(model: nn.Module) -> list[FakeQuant]:
+    """Return the fake-quants of activations."""
+    return [f for f in fake_quants(model) if f.quantizer.has_batch]
+
+
+def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the learned scales of ``model``: no weight decay, a rate of their own."""
+    return [p for f in fake_quants(model) for p in f.quantizer.parameters()]

@@ -1,0 +1,1 @@
+"""Arithmetic on tensors: no state, no modules, no configuration."""

@@ -1,0 +1,190 @@
+"""The arithmetic of integer grids: ``code = clamp(round(x / scale) + zero_point)`` and back.
+
+Rounding is half to even and the division is a real division, as in ONNX QuantizeLinear: a product
+with the reciprocal moves values across ties. Everything is computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat.functional.ste import power_of_two, replace_value
+from qat.spec import QuantSpec
+
+MIN_SCALE = 2.0**-26
+MAX_BIAS_CODE = 2**30
+
+
+def expand(scale: Tensor, shape: torch.Size) -> Tensor:
+    """Repeat the blocks of ``scale`` so that it broadcasts against a tensor of ``shape``.
+
+    Args:
+        scale: Rank 0, or the rank of the tensor with, on each axis, 1, the tensor's own size, or
+            a divisor of it (one entry per block of consecutive indices).
+        shape: The tensor's shape.
+    """
+    for axis in range(scale.ndim):
+        blocks = scale.shape[axis]
+        if blocks not in (1, shape[axis]):
+            scale = scale.repeat_interleave(shape[axis] // blocks, dim=axis)
+    return scale
+
+
+def reduce_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum ``x`` down to a scale's ``shape``: the adjoint of ``expand`` and broadcasting.
+
+    Args:
+        x: Real values. Shape ``(...)``.
+        shape: A shape that ``expand`` takes for ``x``.
+    """
+    if not shape:
+        return x.sum()
+    for axis, blocks in enumerate(shape):
+        if blocks == 1:
+            x = x.sum(axis, keepdim=True)
+        elif blocks != x.shape[axis]:
+            x = x.unflatten(axis, (blocks, -1)).sum(axis + 1)
+    return x
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Return the integer codes of ``x`` as float32, shape of ``x``.
+
+    Args:
+        x: Real values. Shape ``(...)``.
+        scale: Grid spacing in the units of ``x``, positive; a shape that ``expand`` takes.
+        zero_point: Code of the real value 0; shape of ``scale``.
+        qmin: Lowest code.
+        qmax: Highest code.
+    """
+    steps = (x.float() / expand(scale, x.shape)).round_()
+    return steps.add_(expand(zero_point, x.shape)).clamp_(qmin, qmax)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return the real values of integer ``codes``, float32, shape of ``codes``.
+
+    Args:
+        codes: Integers, of any dtype. Shape ``(...)``.
+        scale: Grid spacing in real units; a shape that ``expand`` takes.
+        zero_point: Code of the real value 0; shape of ``scale``.
+    """
+    steps = codes.float() - expand(zero_point, codes.shape)
+    return steps.mul_(expand(scale, codes.shape))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, factor: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.grid = (qmin, qmax, factor)
+        y = dequantize(quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
+        return y if qmax - qmin > 255 else y.to(x.dtype)  # half floats cannot hold wider codes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        qmin, qmax, factor = ctx.grid
+        grad = grads[0].float()
+        offset = expand(zero_point, x.shape)
+        steps = x.float() / expand(scale, x.shape)
+        inside = (steps >= qmin - offset) & (steps <= qmax - offset)
+        grad_x = (grad * inside).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            nearest = steps.round()
+            clipped = torch.minimum(torch.maximum(nearest, qmin - offset), qmax - offset)
+            slope = torch.where(inside, nearest - steps, clipped)
+            grad_scale = reduce_to(grad * slope, scale.shape).mul_(factor)
+        return grad_x, grad_scale, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, *, factor: float = 1.0
+) -> Tensor:
+    """Snap ``x`` to the grid of ``spec``, with straight-through gradients for ``x`` and ``scale``.
+
+    ``x`` receives gradient 1 where ``x / scale`` lies inside the grid (ends included), else 0.
+    ``scale`` receives ``factor`` times the sum over the elements that share it of
+    ``round(v) - v`` inside, and the end of the grid that clipped outside, with ``v = x / scale``.
+
+    Args:
+        x: Real values, any float dtype; the arithmetic is float32 also under autocast.
+        scale: Grid spacing in the units of ``x``, positive; a shape that ``expand`` takes.
+        zero_point: Code of the real value 0; shape of ``scale``.
+        spec: The number format.
+        factor: Multiplies the gradient of ``scale``.
+
+    Returns:
+        Real values on the grid: shape and dtype of ``x``, but float32 for codes over 8 bits.
+
+    Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv:1902.08153, eq. 1-3.
+
+    Example:
+        >>> one = torch.tensor(0.5)
+        >>> fake_quantize(torch.tensor([-3.0, 0.3, 9.0]), one, one * 0, QuantSpec(2))
+        tensor([-1.0000,  0.5000,  0.5000])
+    """
+    return _FakeQuantize.apply(  # pyright: ignore[reportReturnType]
+        x, scale, zero_point, spec.qmin, spec.qmax, factor
+    )
+
+
+def _cover(end: Tensor, code: int) -> Tensor:
+    scale = end / code  # may round down; then ``end`` would count as clipped and get no gradient
+    return torch.where(end / scale > code, scale * (1 + 2.0**-23), scale)
+
+
+def scale_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Return the finest ``(scale, zero_point)`` whose grid covers ``low`` to ``high`` and 0.
+
+    Args:
+        low: Lowest real values, shape of the scale.
+        high: Highest real values, shape of the scale.
+        spec: The format; symmetric unsigned grids cover only 0 to ``high``.
+
+    Returns:
+        Positive scales in real units, and zero points as float32 integers inside the grid.
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    if spec.symmetric:
+        scale = _cover(high, spec.qmax)
+        if spec.signed:
+            scale = torch.maximum(scale, _cover(-low, -spec.qmin))
+    else:
+        scale = (high - low) / (spec.qmax - spec.qmin)
+    scale = scale.clamp_min(MIN_SCALE)
+    if spec.power_of_two:
+        scale = power_of_two(scale, up=True)
+    if spec.symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, (spec.qmin - low / scale).round().clamp(spec.qmin, spec.qmax)
+
+
+def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Return the int32 codes of ``bias`` on the grid of an accumulator, shape ``(O,)``.
+
+    Computed in float64: float32 cannot hold the ends of int32, and wraps there.
+
+    Args:
+        bias: Real values. Shape ``(O,)``.
+        scale: Input scale times weight scale. Shape ``()`` or ``(O,)``.
+    """
+    codes = (bias.double() / scale.double()).round()
+    return codes.clamp(-MAX_BIAS_CODE, MAX_BIAS_CODE).to(torch.int32)
+
+
+def fake_quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Snap ``bias`` to the int32 grid of ``scale``, with gradient 1. Shape ``(O,)``.
+
+    Args:
+        bias: Real values. Shape ``(O,)``.
+        scale: Input scale times weight scale. Shape ``()`` or ``(O,)``.
+    """
+    codes = quantize_bias(bias.detach(), scale.detach())
+    return replace_value(codes.float() * scale.detach(), bias)

@@ -1,0 +1,1 @@
+"""From a module to integers: trace, measure, plan, insert, convert."""

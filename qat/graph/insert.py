@@ -1,0 +1,99 @@
+"""Insertion: carry a plan out. It has no opinions of its own."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from torch import Tensor, fx, nn
+
+from qat.batch_norm import stage_batch_norm
+from qat.fake_quant import FakeQuant, make_fake_quant
+from qat.graph.plan import ActivationSite, Plan, WeightSite, make_plan
+from qat.graph.trace import Captured, capture, check_equal
+from qat.layers import Links, quantize_layer
+from qat.spec import Scheme
+
+CONTAINER = "activations"
+
+
+def activation_key(site: str) -> str:
+    """Return the name of a site's fake-quant inside its container; names cannot hold dots."""
+    return site.replace(".", "/")
+
+
+def insert(captured: Captured, plan: Plan) -> None:
+    """Put the plan's fake-quants into a captured model, in place; all start in phase FLOAT.
+
+    Args:
+        captured: The model that the plan was made for.
+        plan: What goes where.
+    """
+    container = nn.Module()
+    for site in plan.activations.values():
+        container.add_module(activation_key(site.name), _activation_quant(site))
+    captured.add_module(CONTAINER, container)
+    for mode, placed in plan.placements.items():
+        for node in list(captured.graphs[mode].nodes):
+            if node.name in placed:
+                _insert_behind(node, f"{CONTAINER}.{activation_key(placed[node.name])}")
+    for name in plan.batch_norms:
+        stage_batch_norm(captured.get_submodule(name))
+    for site in plan.weights.values():
+        _quantize_weight(captured, container, site)
+    captured.recompile()
+
+
+def _activation_quant(site: ActivationSite) -> FakeQuant:
+    form = site.format
+    return make_fake_quant(
+        site.name,
+        form.spec,
+        site.shape,
+        quantizer=form.quantizer,
+        observer=form.observer,
+        has_batch=True,
+    )
+
+
+def _insert_behind(node: fx.Node, target: str) -> None:
+    with node.graph.inserting_after(node):
+        quant = node.graph.create_node("call_module", target, (node,))
+    node.replace_all_uses_with(quant, delete_user_cb=lambda user: user is not quant)
+
+
+def _quantize_weight(captured: Captured, container: nn.Module, site: WeightSite) -> None:
+    form = site.format
+    weight_quant = make_fake_quant(
+        f"{site.layer}.weight",
+        form.spec,
+        site.shape,
+        quantizer=form.quantizer,
+        observer=form.observer,
+        has_batch=False,
+    )
+    source = None if site.source is None else container._modules[activation_key(site.source)]
+    assert source is None or isinstance(source, FakeQuant)
+    norm = None if site.batch_norm is None else captured.get_submodule(site.batch_norm)
+    links = Links(norm, site.batch_norm_mode, source)
+    quantize_layer(captured.get_submodule(site.layer), weight_quant, links)
+
+
+def prepare(model: nn.Module, scheme: Scheme, example: Tensor) -> tuple[Captured, Plan]:
+    """Return a copy of ``model`` with fake-quants inserted but off, and the plan that says where.
+
+    Args:
+        model: The user's float model; it stays as it is.
+        scheme: What it should become.
+        example: One batch as the model takes it, ``(N, ...)``; two or more samples, so that
+            batch-norm can be checked in training mode.
+
+    Raises:
+        GraphError: If the model cannot be traced, or computes something else afterwards.
+        SpecError: If a format does not fit a site.
+    """
+    captured = capture(deepcopy(model), example)
+    check_equal(deepcopy(model), deepcopy(captured), after="capture")
+    plan = make_plan(captured, scheme)
+    insert(captured, plan)
+    check_equal(deepcopy(model), deepcopy(captured), after="insertion")
+    return captured, plan

@@ -1,0 +1,131 @@
+"""Sites: the names and groups of the tensors that one graph makes.
+
+A site is named after the module (or the function inside a module) that makes the tensor, never
+after a graph's own node names, so that the train and the eval graph agree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from qat.graph.ops import OPS, WEIGHTED, Op, op_name
+
+_UNKNOWN = Op()
+
+
+@dataclass
+class Group:
+    """Tensors that share one scale: one producer, or all inputs of a concatenation.
+
+    Attributes:
+        name: The site's name.
+        producers: The nodes behind which the fake-quant stands.
+        readers: The nodes that read the group as codes.
+        nonnegative: No member has a negative value.
+    """
+
+    name: str
+    producers: list[fx.Node]
+    readers: list[fx.Node]
+    nonnegative: bool
+
+
+class Sites:
+    """Everything about one graph that planning asks for.
+
+    Args:
+        graph: A measured graph.
+        modules: Name to module of the captured model.
+    """
+
+    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+        self.nodes = list(graph.nodes)
+        self.modules = modules
+        self.ops = {n: op_name(n, modules) for n in self.nodes}
+        self.names = self._name_nodes()
+        self._root = {n: n for n in self.nodes}
+        for node in self.nodes:
+            if self.op(node).passes or self.op(node).joins:
+                for source in node.all_input_nodes:
+                    self._root[self.root(source)] = self.root(node)
+        self.nonnegative = self._find_nonnegative()
+
+    def op(self, node: fx.Node) -> Op:
+        """Return the row of the op table for ``node``."""
+        return OPS.get(self.ops[node], _UNKNOWN)
+
+    def root(self, node: fx.Node) -> fx.Node:
+        """Return the representative of the group that ``node`` belongs to."""
+        while self._root[node] is not node:
+            node = self._root[node]
+        return node
+
+    def layers(self) -> list[fx.Node]:
+        """Return the calls of modules that own a weight and do multiply-accumulates, in order."""
+        return [n for n in self.nodes if n.op == "call_module" and self.ops[n] in WEIGHTED]
+
+    def groups(self) -> dict[fx.Node, Group]:
+        """Return root to group for every group that some operation reads as codes."""
+        result: dict[fx.Node, Group] = {}
+        for node in self.nodes:
+            if self.op(node).reads_codes:
+                for source in self.tensor_inputs(node):
+                    group = result.setdefault(self.root(source), self._group(source))
+                    group.readers.append(node)
+        return {root: group for root, group in result.items() if group.producers}
+
+    def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """Return the inputs of ``node`` that are float tensors, or tuples of them."""
+        return [n for n in node.all_input_nodes if self._is_tensor(n)]
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return node.meta.get("shape") is not None
+
+    def _group(self, member: fx.Node) -> Group:
+        root = self.root(member)
+        members = [n for n in self.nodes if self.root(n) is root]
+        producers = [n for n in members if not (self.op(n).passes or self.op(n).joins)]
+        producers = [n for n in producers if self._is_tensor(n)]
+        joins = [n for n in members if self.op(n).joins]
+        name = self.names[(joins + producers + members)[0]]
+        return Group(name, producers, [], all(self.nonnegative[n] for n in producers))
+
+    def _name_nodes(self) -> dict[fx.Node, str]:
+        counts: Counter[str] = Counter()
+        names: dict[fx.Node, str] = {}
+        taken = {name for name in self.modules if name}
+        for node in self.nodes:
+            base = self._base_name(node)
+            counts[base] += 1
+            name = base if counts[base] == 1 else f"{base}_{counts[base]}"
+            while name != base and name in taken:
+                counts[base] += 1
+                name = f"{base}_{counts[base]}"
+            names[node] = name
+        return names
+
+    def _base_name(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        if node.op == "placeholder":
+            return f"input.{node.target}"
+        if node.op == "get_attr":
+            return str(node.target)
+        stack = node.meta.get("nn_module_stack") or {}
+        owner = next(reversed(stack.values()))[0] if stack else ""
+        return f"{owner}.{self.ops[node]}" if owner else self.ops[node]
+
+    def _find_nonnegative(self) -> dict[fx.Node, bool]:
+        result: dict[fx.Node, bool] = {}
+        for node in self.nodes:
+            op = self.op(node)
+            inherits = op.passes or op.joins or self.ops[node] in ("average_pool", "add", "mul")
+            sources = [result[n] for n in self.tensor_inputs(node)]
+            constants = [a for a in node.args if isinstance(a, int | float) and a < 0]
+            result[node] = op.nonnegative or (
+                inherits and bool(sources) and all(sources) and (op.passes or not constants)
+            )
+        return result

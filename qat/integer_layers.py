@@ -1,0 +1,133 @@
+"""The modules of a converted model: layers and sites whose parameters are integers.
+
+Their arithmetic goes through ``qat::quantize`` and ``qat::dequantize``, and their parameters are
+laid out as ONNX DequantizeLinear wants them, so an exporter has nothing left to decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.fake_quant import FakeQuant
+from qat.functional.codes import dequantize_codes, quantize_codes
+from qat.layers import QuantizedLayer, restore_layer
+from qat.spec import QuantSpec
+from qat.subclass import reduce_subclass, specialise
+
+
+def storage_type(spec: QuantSpec, *, signed: bool) -> torch.dtype:
+    """Return the integer type that stores codes of ``spec``."""
+    if spec.bits <= 8:
+        return torch.int8 if signed else torch.uint8
+    return torch.int16 if signed else torch.uint16
+
+
+class ActivationCodec(nn.Module):
+    """Quantize and dequantize the tensors of one site, with frozen integer parameters.
+
+    Codes are stored unsigned, signed ones moved up by half the type's range: runtimes have their
+    fast kernels for unsigned activations.
+
+    Args:
+        fake_quant: The trained fake-quant.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, fake_quant: FakeQuant) -> None:
+        super().__init__()
+        spec, quantizer = fake_quant.spec, fake_quant.quantizer
+        storage = storage_type(spec, signed=False)
+        offset = 2 ** (8 * storage.itemsize - 1) if spec.signed else 0
+        zero_point = int(quantizer.zero_point.item()) + offset
+        self.site = fake_quant.site
+        self.spec = spec
+        self.qmin, self.qmax = spec.qmin + offset, spec.qmax + offset
+        self.register_buffer("scale", quantizer.scale.detach().clone())
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=storage))
+
+    def clip(self, low: float, high: float | None) -> None:
+        """Take over a clipping of real values to ``low..high`` in front of this quantize."""
+        zero, scale = int(self.zero_point.item()), self.scale
+        self.qmin = max(self.qmin, zero + int((torch.tensor(low) / scale).round().item()))
+        if high is not None:
+            self.qmax = min(self.qmax, zero + int((torch.tensor(high) / scale).round().item()))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the stored codes of real values ``x``, shape of ``x``."""
+        return quantize_codes(x, self.scale, self.zero_point, self.qmin, self.qmax)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
+        return dequantize_codes(self.codes(x), self.scale, self.zero_point, 0, 0)
+
+
+class IntegerLayer(nn.Module):
+    """Mixin of the layer subclass whose weight and bias are integers behind a dequantize."""
+
+    spec: QuantSpec
+    axis: int
+    block: int
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias_codes: Tensor | None
+    bias_scale: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight's real values."""
+        return dequantize_codes(
+            self.weight_codes, self.weight_scale, self.weight_zero_point, self.axis, self.block
+        )
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias's real values, shape ``(O,)``."""
+        if self.bias_codes is None or self.bias_scale is None:
+            return self._buffers.get("bias_float")
+        return dequantize_codes(self.bias_codes, self.bias_scale, None, 0, 0)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduce_subclass(self, IntegerLayer)
+
+
+def _onnx_layout(scale: Tensor, shape: torch.Size) -> tuple[Tensor, int, int]:
+    """Return ``scale`` as DequantizeLinear takes it, with its axis and block size."""
+    if scale.ndim == 0:
+        return scale, 0, 0
+    full = [i for i, n in enumerate(scale.shape) if n == shape[i] and n > 1]
+    part = [i for i, n in enumerate(scale.shape) if 1 < n < shape[i]]
+    if not part and len(full) <= 1:
+        return scale.flatten(), (full or [0])[0], 0
+    axis = (part or full)[0]
+    sizes = [scale.shape[i] if i == axis else n for i, n in enumerate(shape)]
+    return scale.expand(sizes).contiguous(), axis, shape[axis] // sizes[axis]
+
+
+def convert_layer(layer: QuantizedLayer) -> None:
+    """Turn a folded layer into an ``IntegerLayer``, in place."""
+    parts, spec = layer.integers(), layer.weight_quant.spec
+    storage = storage_type(spec, signed=spec.signed)
+    shape = parts.weight.shape
+    scale, axis, block = _onnx_layout(parts.weight_scale, shape)
+    zero_point, _, _ = _onnx_layout(parts.zero_point.expand_as(parts.weight_scale), shape)
+    for name in ("weight", "bias"):
+        layer._parameters.pop(name, None)
+    restore_layer(layer)
+    specialise(layer, IntegerLayer, spec=spec, axis=axis, block=block)
+    is_integer = parts.bias_scale is not None
+    buffers = {
+        "weight_codes": parts.weight.to(storage),
+        "weight_scale": scale.detach().clone(),
+        "weight_zero_point": zero_point.to(storage),
+        "bias_codes": parts.bias if is_integer else None,
+        "bias_scale": parts.bias_scale,
+        "bias_float": None if is_integer else parts.bias,
+    }
+    for name, value in buffers.items():
+        layer.register_buffer(name, value)

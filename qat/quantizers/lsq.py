@@ -1,0 +1,60 @@
+"""LSQ: the scale is a parameter, trained with the weights.
+
+Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv:1902.08153.
+Left out: a learned offset (that is LSQ+); an affine zero point stays where calibration put it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional.affine import MIN_SCALE, fake_quantize
+from qat.functional.ste import clamp_min_ste, power_of_two
+from qat.quantizers.base import Quantizer
+from qat.spec import QuantSpec
+
+
+class LSQ(Quantizer):
+    """Fake-quantize with a learned scale; its gradient is multiplied by ``1 / sqrt(n * qmax)``.
+
+    ``n`` counts the elements that share one scale: of a weight, all of them; of an activation,
+    those of one sample (the paper's features of a layer), so that batch size and the number of
+    processes change nothing.
+
+    Args:
+        spec: The number format.
+        scale_shape: Shape of the scale.
+        has_batch: Whether axis 0 of what it sees counts samples.
+
+    Paper:
+        Gradient: eq. 3; its factor: section 2.2. The initial scale ``2 * mean(|x|) / sqrt(qmax)``
+        is the observer ``mean_magnitude``. Differs: also one scale per channel or group; the
+        scale is held above a small positive bound, which the paper leaves open.
+    """
+
+    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
+        super().__init__(spec, scale_shape, has_batch=has_batch)
+        self.learned_scale = nn.Parameter(torch.ones(scale_shape))
+
+    @property
+    def scale(self) -> Tensor:
+        """The positive scale in use, real units; differentiable."""
+        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
+        return power_of_two(scale) if self.spec.power_of_two else scale
+
+    @property
+    def learns(self) -> bool:
+        """True: gradients move the scale."""
+        return True
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Copy positive ``scale`` values in, in place."""
+        self.learned_scale.copy_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize real values ``x``; shape and dtype of ``x``."""
+        shared = x.numel() / self.learned_scale.numel() / (x.shape[0] if self.has_batch else 1)
+        factor = (max(shared, 1.0) * self.spec.qmax) ** -0.5
+        return fake_quantize(x, self.scale, self.zero_point, self.spec, factor=factor)

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its schedule, its optimizer and its callbacks."""

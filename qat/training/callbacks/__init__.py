@@ -1,0 +1,25 @@
+"""What happens during training: each trick of time is one callback with its state saved."""
+
+from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
+from qat.training.callbacks.checkpoint import QuantizedEarlyStopping
+from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
+from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
+from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
+from qat.training.callbacks.monitor import Monitor
+from qat.training.callbacks.prune import Prune
+
+__all__ = [
+    "Calibrate",
+    "CalibrateActivations",
+    "Clock",
+    "EpochLines",
+    "Fold",
+    "FreezeBatchNorm",
+    "FreezeObservers",
+    "Monitor",
+    "PhaseProgressBar",
+    "Prune",
+    "QuantizedEarlyStopping",
+    "SeedSteps",
+    "StopOnNonFinite",
+]

@@ -1,0 +1,109 @@
+"""Calibration: measure the float baseline, observe ranges, and switch quantization on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qat.errors import CalibrationError
+from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
+from qat.training.callbacks.milestone import Milestone
+from qat.training.evaluate import evaluate
+from qat.training.task import QATTask
+
+
+@torch.no_grad()
+def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Tensor]) -> None:
+    """Show ``batches`` to ``quants``, set their scales, and let them quantize.
+
+    The model runs in eval mode, so batch-norms neither move nor see the batch; full precision.
+
+    Args:
+        model: The model that holds them.
+        quants: Fake-quants of one kind.
+        batches: Inputs ``(N, ...)``.
+
+    Raises:
+        CalibrationError: If there is no batch, or a site saw nothing, or nothing finite.
+    """
+    if not batches:
+        raise CalibrationError(
+            "expected at least one calibration batch, got none: "
+            "set callbacks.calibrate.num_batches to 1 or more and check the training data."
+        )
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    for quant in quants:
+        quant.set_phase(Phase.OBSERVE)
+        quant.train()
+    with torch.autocast(device.type, enabled=False):
+        for batch in batches:
+            model(batch.to(device))
+    for quant in quants:
+        quant.finish_calibration()
+        quant.set_phase(Phase.QUANTIZE)
+    model.train(was_training)
+
+
+class Calibrate(Milestone):
+    """Measure the float accuracy, then calibrate weights, and activations behind them.
+
+    Weights come first, so that activations are observed as quantized weights make them.
+
+    Args:
+        num_batches: Training batches, under evaluation transforms, to observe activations on.
+    """
+
+    name = "calibrate"
+
+    def __init__(self, num_batches: int = 8) -> None:
+        super().__init__()
+        self.num_batches = num_batches
+        self.float_accuracy: float | None = None
+        self.float_val_accuracy: float | None = None
+
+    def act(self, trainer: pl.Trainer, task: QATTask) -> None:
+        """Measure, observe and quantize; activations too unless the schedule has them later."""
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self.float_accuracy = evaluate(task.model, data.test_dataloader())
+        self.float_val_accuracy = evaluate(task.model, data.val_dataloader())
+        observe(task.model, weight_quants(task.model), data.calibration_batches(1))
+        if task.schedule.activations is None:
+            batches = data.calibration_batches(self.num_batches)
+            observe(task.model, activation_quants(task.model), batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether it has acted, and the float accuracies (test, validation)."""
+        baseline = (self.float_accuracy, self.float_val_accuracy)
+        return {**super().state_dict(), "baseline": list(baseline)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        super().load_state_dict(state_dict)
+        self.float_accuracy, self.float_val_accuracy = state_dict["baseline"]
+
+
+class CalibrateActivations(Milestone):
+    """Calibrate and quantize activations later than weights, where the schedule says so.
+
+    Args:
+        num_batches: Training batches, under evaluation transforms.
+    """
+
+    name = "activations"
+
+    def __init__(self, num_batches: int = 8) -> None:
+        super().__init__()
+        self.num_batches = num_batches
+
+    def act(self, trainer: pl.Trainer, task: QATTask) -> None:
+        """Observe and quantize activations, unless that was done with the weights."""
+        if task.schedule.activations is not None:
+            data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            batches = data.calibration_batches(self.num_batches)
+            observe(task.model, activation_quants(task.model), batches)

@@ -1,0 +1,58 @@
+"""What keeps a run honest: finite losses, and random numbers that a resume cannot change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from qat.errors import TrainingError
+
+
+class StopOnNonFinite(pl.Callback):
+    """Stop when the loss is NaN or infinite; checkpoints from before stay."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check the loss of the batch.
+
+        Raises:
+            TrainingError: If it is not finite.
+        """
+        del batch, pl_module
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is not None and not bool(torch.isfinite(loss)):
+            saved = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            raise TrainingError(
+                f"expected a finite loss, got {float(loss)} in epoch {trainer.current_epoch}, "
+                f"batch {batch_idx}: lower optimizer.lr or optimizer.qat_lr, or set "
+                f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({saved})."
+            )
+
+
+class SeedSteps(pl.Callback):
+    """Give every training batch a random stream of its own, of seed, epoch and batch number alone.
+
+    So a run that was killed and resumed draws what an uninterrupted one draws.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch for this batch; ranks draw differently."""
+        del pl_module, batch
+        place = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(hash(place) & 0x7FFFFFFF)

@@ -1,0 +1,121 @@
+"""Parameter groups and learning rates: scales have no weight decay and a rate of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from qat.errors import ConfigError
+from qat.fake_quant import scale_parameters
+from qat.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates and decay.
+
+    Args:
+        lr: Peak rate of the float part.
+        qat_lr: First rate of the quantized part.
+        scale_lr_ratio: Rate of learned scales, relative to that of the weights.
+        weight_decay: Decay of weights; biases, batch-norms and scales have none.
+        warmup: Share of the float part over which the rate rises from 0.
+        end_ratio: Where the cosine of the quantized part ends, relative to its start.
+
+    Raises:
+        ConfigError: If a rate is not positive.
+    """
+
+    lr: float = 0.1
+    qat_lr: float = 0.01
+    scale_lr_ratio: float = 1.0
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    end_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.qat_lr <= 0 or self.scale_lr_ratio < 0:
+            raise ConfigError(
+                "expected positive optimizer rates, got "
+                f"lr={self.lr}, qat_lr={self.qat_lr}, scale_lr_ratio={self.scale_lr_ratio}."
+            )
+
+
+def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
+    """Split the parameters of ``model`` into weights, undecayed ones and scales.
+
+    Args:
+        model: A prepared model; every parameter lands in exactly one group.
+        rates: Learning rates and decay.
+    """
+    scales = {id(p) for p in scale_parameters(model)}
+    rest = [p for p in model.parameters() if id(p) not in scales]
+    groups = [
+        {
+            "name": "weights",
+            "params": [p for p in rest if p.ndim > 1],
+            "lr": rates.lr,
+            "weight_decay": rates.weight_decay,
+        },
+        {
+            "name": "undecayed",
+            "params": [p for p in rest if p.ndim <= 1],
+            "lr": rates.lr,
+            "weight_decay": 0.0,
+        },
+        {
+            "name": "scales",
+            "params": scale_parameters(model),
+            "lr": rates.lr * rates.scale_lr_ratio,
+            "weight_decay": 0.0,
+        },
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def rate_factor(step: int, total_steps: int, schedule: Schedule, rates: Rates) -> float:
+    """Return the learning rate at ``step``, relative to ``rates.lr``.
+
+    Warm-up and cosine over the float part, then a cosine from ``qat_lr`` over the quantized part.
+    """
+    start = schedule.start(total_steps)
+    if step < start:
+        warm = max(1, round(rates.warmup * start))
+        if step < warm:
+            return (step + 1) / warm
+        return _cosine((step - warm) / max(1, start - warm))
+    progress = (step - start) / max(1, total_steps - start)
+    span = rates.end_ratio + (1 - rates.end_ratio) * _cosine(progress)
+    return rates.qat_lr / rates.lr * span
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def make_optimizer(
+    model: nn.Module,
+    factory: Callable[[Iterable[dict[str, Any]]], Optimizer],
+    rates: Rates,
+    schedule: Schedule,
+    total_steps: int,
+) -> tuple[Optimizer, LambdaLR]:
+    """Return the optimizer and its schedule, which counts optimizer steps.
+
+    Args:
+        model: A prepared model.
+        factory: Makes the optimizer from parameter groups.
+        rates: Learning rates and decay.
+        schedule: The run's milestones.
+        total_steps: Optimizer steps of the whole run.
+    """
+    optimizer = factory(parameter_groups(model, rates))
+    return optimizer, LambdaLR(
+        optimizer, lambda step: rate_factor(step, total_steps, schedule, rates)
+    )

@@ -1,0 +1,76 @@
+"""When things happen: the milestones of a run, in fractions of it or in optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from qat.errors import ConfigError
+
+ORDER = ("calibrate", "activations", "freeze_observers", "freeze_batch_norm", "fold")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Float epochs first, then the quantized part with its milestones.
+
+    A milestone is a fraction of the quantized part (a float from 0 to 1) or a number of optimizer
+    steps after its start (an integer).
+
+    Args:
+        float_epochs: Epochs of float training before anything is quantized.
+        epochs: Epochs of the quantized part.
+        calibrate: Observe ranges and quantize: weights, and activations unless those come later.
+        activations: When activations follow; ``None`` for together with the weights.
+        freeze_observers: From here scales stay as they are.
+        freeze_batch_norm: From here batch-norms use their running statistics.
+        fold: From here batch-norms are part of the weights, and biases are integers.
+
+    Raises:
+        ConfigError: If a value is out of range or the milestones are out of order.
+    """
+
+    float_epochs: int = 0
+    epochs: int = 1
+    calibrate: float | int = 0.0
+    activations: float | int | None = None
+    freeze_observers: float | int = 0.5
+    freeze_batch_norm: float | int = 0.66
+    fold: float | int = 0.85
+
+    def __post_init__(self) -> None:
+        if self.float_epochs < 0 or self.epochs < 1:
+            raise ConfigError(
+                "expected schedule.float_epochs >= 0 and schedule.epochs >= 1, "
+                f"got {self.float_epochs} and {self.epochs}."
+            )
+        for name in ORDER:
+            value = self.value(name)
+            if value < 0 or (isinstance(value, float) and value > 1):
+                raise ConfigError(
+                    f"expected schedule.{name} as a fraction from 0.0 to 1.0 or a whole number of "
+                    f"optimizer steps, got {value}."
+                )
+        for first, second in pairwise(ORDER):
+            a, b = self.value(first), self.value(second)
+            if type(a) is type(b) and a > b:
+                raise ConfigError(
+                    f"expected schedule.{first} <= schedule.{second}, got {a} > {b}: "
+                    "a later milestone needs what an earlier one did."
+                )
+
+    def value(self, name: str) -> float | int:
+        """Return a milestone as it was given."""
+        value = getattr(self, name)
+        return self.calibrate if value is None else value
+
+    def start(self, total_steps: int) -> int:
+        """Return the optimizer step at which the quantized part of ``total_steps`` starts."""
+        return round(total_steps * self.float_epochs / (self.float_epochs + self.epochs))
+
+    def step(self, name: str, total_steps: int) -> int:
+        """Return the optimizer step of milestone ``name`` in a run of ``total_steps``."""
+        value, start = self.value(name), self.start(total_steps)
+        if isinstance(value, float):
+            return start + round(value * (total_steps - start))
+        return start + value

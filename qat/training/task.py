@@ -1,0 +1,108 @@
+"""The LightningModule: loss, metrics and optimizer of a prepared classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from qat.fake_quant import Phase, fake_quants, scale_parameters
+from qat.graph.plan import Plan
+from qat.training.evaluate import first_output
+from qat.training.optim import Rates, make_optimizer
+from qat.training.phases import is_quantized
+from qat.training.schedule import Schedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class QATTask(pl.LightningModule):
+    """Train a prepared model; its structure is complete before the first step.
+
+    Args:
+        model: What ``prepare`` returned.
+        plan: The plan of that model.
+        schedule: The run's milestones.
+        rates: Learning rates and decay.
+        optimizer: Makes the optimizer from parameter groups.
+        label_smoothing: Of the cross entropy, 0 to 1.
+        config: Plain values that describe the run; saved in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        schedule: Schedule,
+        rates: Rates,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        label_smoothing: float = 0.0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.schedule = schedule
+        self.rates = rates
+        self.make_optimizer = optimizer
+        self.label_smoothing = label_smoothing
+        self.val_accuracy = MeanMetric()
+        self.val_loss = MeanMetric()
+        self.save_hyperparameters({"config": config or {}}, logger=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, K)`` of a batch ``(N, ...)``."""
+        return first_output(self.model(x))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch, shape ``()``."""
+        del batch_idx
+        x, y = batch
+        loss = F.cross_entropy(self(x), y, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
+            loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the validation metrics; in full precision, as it will ship."""
+        del batch_idx
+        x, y = batch
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self(x.float()).float()
+        self.val_accuracy.update((logits.argmax(1) == y).float() * 100)
+        self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics; the quantized accuracy only once the model is quantized."""
+        accuracy, quantized = self.val_accuracy.compute(), is_quantized(self.model)
+        self.log("val/accuracy", accuracy, prog_bar=True)
+        self.log("val/loss", self.val_loss.compute())
+        shown = accuracy if quantized else torch.zeros_like(accuracy)
+        self.log("val/quantized_accuracy", shown, logger=False)  # 0 keeps float epochs from winning
+        for logger in self.loggers if quantized else []:
+            logger.log_metrics({"val/quantized_accuracy": float(accuracy)}, self.global_step)
+        self.val_accuracy.reset()
+        self.val_loss.reset()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep momentum from moving scales that are frozen or not yet in use."""
+        del optimizer
+        for fake_quant in fake_quants(self.model):
+            if fake_quant.phase is not Phase.QUANTIZE:
+                for parameter in fake_quant.quantizer.parameters():
+                    parameter.grad = None
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = make_optimizer(
+            self.model, self.make_optimizer, self.rates, self.schedule, total
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

@@ -1,0 +1,50 @@
+"""Every test runs on one thread and starts from one seed."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_ranks(tmp_path, pytestconfig):
+    """Run a script in two processes of one gloo group, and load what each saved under ``out``."""
+
+    def run(script):
+        head = f"""
+            import sys, torch, torch.distributed as dist
+            rank, out = int(sys.argv[1]), sys.argv[2]
+            torch.set_num_threads(1)
+            dist.init_process_group(
+                "gloo", init_method="file://{tmp_path}/group", rank=rank, world_size=2
+            )
+        """
+        code = textwrap.dedent(head) + textwrap.dedent(script) + "\ndist.destroy_process_group()\n"
+        outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(rank), str(out)],
+                cwd=pytestconfig.rootpath,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, out in enumerate(outs)
+        ]
+        try:
+            messages = [process.communicate(timeout=120)[1] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        assert [process.returncode for process in ranks] == [0, 0], "\n".join(messages)
+        return [torch.load(out, weights_only=True) for out in outs]
+
+    return run

@@ -1,0 +1,159 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qat.errors import CheckpointError
+from qat.models import build, load_checkpoint, read_state_dict
+
+
+class Payload:
+    """Pickles as a call that creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def make(num_classes: int = 10) -> nn.Module:
+    return build("resnet20", num_classes)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "best_prec1": 91.7},
+    "model": lambda s: {"model": s, "epoch": 3},
+    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer": {"state": {}}},
+    "net": lambda s: {"net": s, "acc": 0.9},
+    "twice nested": lambda s: {"model": {"state_dict": s, "epoch": 1}},
+    "data parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compiled in Lightning": lambda s: {
+        "state_dict": {f"model._orig_mod.{k}": v for k, v in s.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS.keys())
+def test_every_wrapping_comes_off(tmp_path: Path, wrap: Any) -> None:
+    source, target = make(), make()
+    torch.save(wrap(source.state_dict()), path := tmp_path / "model.pt")
+    load_checkpoint(target, path)
+    assert equal(target.state_dict(), source.state_dict())
+    assert equal(read_state_dict(path), source.state_dict())
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    source, target = make(), make()
+    save_file(source.state_dict(), path := tmp_path / "model.safetensors")
+    load_checkpoint(target, path)
+    assert equal(target.state_dict(), source.state_dict())
+
+
+def test_lightning_checkpoint(tmp_path: Path) -> None:
+    module = pl.LightningModule()
+    module.model = make()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path := tmp_path / "last.ckpt")
+    assert equal(read_state_dict(path), module.model.state_dict())
+
+
+def test_prefix_stays_where_it_belongs_to_the_model_or_not_to_all_names(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("net", nn.Linear(2, 3))
+    torch.save(model.state_dict(), path := tmp_path / "model.pt")
+    load_checkpoint(model, path)
+    torch.save({"net.weight": torch.ones(2), "head.weight": torch.ones(2)}, path)
+    assert list(read_state_dict(path)) == ["net.weight", "head.weight"]
+
+
+def test_batch_counters_may_be_missing(tmp_path: Path) -> None:
+    state = {k: v for k, v in make().state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, path := tmp_path / "model.pt")
+    load_checkpoint(make(), path)
+
+
+def test_other_number_of_classes(tmp_path: Path) -> None:
+    torch.save(make(100).state_dict(), path := tmp_path / "model.pt")
+    model = make(10)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    expected = (
+        r"found 2 of another shape: linear\.weight \(100, 64\) instead of \(10, 64\), linear\.bias "
+        r"\(100,\) instead of \(10,\); the number of classes differs"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(model, path)
+    assert equal(model.state_dict(), before)  # Nothing was copied, not even what would fit.
+
+
+def test_other_architecture_lists_all_kinds_of_misfit(tmp_path: Path) -> None:
+    state = build("resnet56", 10).state_dict()
+    state["classifier.weight"] = state.pop("linear.weight")
+    state["conv1.weight"] = torch.zeros(3)
+    torch.save(state, path := tmp_path / "model.pt")
+    expected = (
+        r"1 missing: linear\.weight; \d+ unexpected: layer1\.3\.conv1\.weight, .* \d+ more; "
+        r"1 of another shape: conv1\.weight \(3,\) instead of \(16, 3, 3, 3\); .*model\.name"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(make(), path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a checkpoint file at .*no\.pt, but there is none"):
+        read_state_dict(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, b"PK\x03\x04 half a zip"])
+def test_corrupt_file(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(.+\); the file is cut off"):
+        read_state_dict(tmp_path / name)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    torch.save(make().state_dict(), path := tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match=r"cannot be read \(.+\); the file is cut off"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, new_format: bool) -> None:
+    victim = tmp_path / "pwned"
+    content = {"state_dict": make().state_dict(), "extra": Payload(victim)}
+    torch.save(content, path := tmp_path / "model.pt", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match=r"contains Python code, .*save just its state_dict"):
+        read_state_dict(path)
+    assert not victim.exists()
+    torch.load(path, weights_only=False)  # The payload does work where nobody takes care.
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({}, "a dict with nothing in it"),
+        ({"state_dict": {}}, "a dict with nothing in it"),
+        ({"epoch": 3, "lr": 0.1}, "a dict with epoch, lr"),
+        ([1, 2], "list"),
+        (torch.ones(3), "Tensor"),
+    ],
+)
+def test_no_tensors_by_name(tmp_path: Path, content: Any, what: str) -> None:
+    torch.save(content, path := tmp_path / "model.pt")
+    with pytest.raises(
+        CheckpointError, match=rf"tensors by name in .* it holds {what}; save model"
+    ):
+        read_state_dict(path)
