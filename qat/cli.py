@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 import torchvision
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from qat.errors import ConfigError, QatError
 
 PACKAGE = Path(__file__).parent
 TRACEBACK = "--traceback"
+DATA_KEYS = ("data", "recipe", "seed")
+MISTAKES = (QatError, HydraException, OmegaConfBaseException, OSError)
 
 
 def find_folder(name: str) -> Path:
@@ -68,17 +73,129 @@ def run_dir(name: str, ckpt_path: str | None) -> str:
     return str(home / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 
 
+def compose(overrides: Sequence[str], output_dir: Path) -> DictConfig:
+    """Compose a config as the command line would, for scripts and tests.
+
+    Args:
+        overrides: What would stand on the command line, such as ``recipe=resnet_w4a8``.
+        output_dir: The run folder.
+
+    Raises:
+        ConfigError: If it does not compose.
+    """
+    register()
+    conf = str(find_folder("conf").resolve())
+    try:
+        with hydra.initialize_config_dir(conf, version_base="1.3"):
+            return hydra.compose("config", [*overrides, f"output_dir='{output_dir}'"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a config as plain values, for scripts that train nothing.
+
+    Args:
+        overrides: What would stand on the command line.
+
+    Raises:
+        ConfigError: If it does not compose, or a value is missing.
+    """
+    cfg = compose(overrides, Path())
+    try:
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    return values
+
+
+def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return ``data`` and ``seed``, for scripts whose model comes from a file.
+
+    Args:
+        overrides: ``data=...`` or ``recipe=...`` chooses other data than the run's; without
+            either, keys such as ``data.batch_size=8`` change the run's.
+        run: The config that the file was trained with, if it is known.
+
+    Raises:
+        ConfigError: If an override is about anything else, or the config does not compose.
+    """
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in DATA_KEYS:
+            raise ConfigError(
+                f"expected overrides of {', '.join(DATA_KEYS)} only, got '{override}': the model "
+                "and the rest come from the file; leave it out."
+            )
+    given: list[str] = []
+    if run is not None:
+        given.append(f"seed={run['seed']}")
+        if not any(override.startswith(("data=", "recipe=")) for override in overrides):
+            ConfigStore.instance().store(name="_run", group="data", node=dict(run["data"]))
+            given.append("data=_run")
+    config = compose_plain([*given, *overrides])
+    return {"data": config["data"], "seed": config["seed"]}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the ``config.yaml`` of a run folder.
+
+    Raises:
+        ConfigError: If it is not one.
+    """
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"expected the config of a run at '{path}', got {type(error).__name__}: repair or "
+            "remove the file."
+        ) from error
+    if not isinstance(config, dict) or not {"data", "seed"} <= config.keys():
+        raise ConfigError(
+            f"expected the config of a run at '{path}', got a file without data and seed: give "
+            "the data on the command line and remove the file, or put the run's own there."
+        )
+    return config
+
+
 def main() -> Any:
     """Run the command line; a user's mistake ends in one sentence and exit status 1."""
-    sys.argv, show_traceback = [a for a in sys.argv if a != TRACEBACK], TRACEBACK in sys.argv
+    show_traceback = TRACEBACK in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != TRACEBACK]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us, unformatted
+    job = _job if show_traceback else _explained(_job)
     try:
         register()
         conf = str(find_folder("conf").resolve())
-        return hydra.main(version_base="1.3", config_path=conf, config_name="config")(_job)()
-    except (QatError, HydraException, OmegaConfBaseException, OSError) as error:
+        return hydra.main(version_base="1.3", config_path=conf, config_name="config")(job)()
+    except MISTAKES as error:
         if show_traceback:
             raise
+        fail(error)
+
+
+def _explained(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+    """Catch mistakes inside the job, before Hydra adds lines of its own."""
+
+    @wraps(job)
+    def wrapped(cfg: DictConfig) -> float | None:
+        try:
+            return job(cfg)
+        except MISTAKES as error:
+            fail(error)
+
+    return wrapped
+
+
+def guard(job: Callable[[], int], *, show_traceback: bool) -> int:
+    """Return the exit status of a script's ``job``; a user's mistake ends as in ``main``."""
+    quieten()
+    try:
+        return job()
+    except MISTAKES as error:
+        if show_traceback:
+            raise
+        if isinstance(error, OSError):
+            fail(ConfigError(f"expected paths to read and write, got {error}: correct the path."))
         fail(error)
 
 
@@ -90,26 +207,43 @@ def fail(error: BaseException) -> NoReturn:
 
 def explain(error: BaseException) -> str:
     """Return what a user should read of ``error``."""
-    if isinstance(error, QatError):
-        return str(error)
     text = " ".join(str(error).split())
+    if isinstance(error, QatError):
+        return text
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or text
+        return f"expected a value for {key}, got none: add {key}=... to the command."
     if isinstance(error, OSError):
-        return f"expected to read and write files, got {type(error).__name__} ({text})."
-    return f"expected a configuration that composes, got: {text} (see --help for groups and keys)."
+        return (
+            f"expected files and folders that can be read and written, got {type(error).__name__} "
+            f"({text}): free space, correct the path, or choose a folder with hydra.run.dir=..."
+        )
+    return f"expected a configuration that composes, got: {text} (--help lists groups and keys)."
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    near = difflib.get_close_matches(name, options, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(options)}."
+    return f"expected the name of a {group or 'config'}, got '{name}': {hint}"
 
 
 def _job(cfg: DictConfig) -> float | None:
     from qat.run import run  # after Hydra has printed --help or composed: it imports everything
 
     quieten()
-    report = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    report = run(cfg)
     if report is None:
         return None
     shown = ", ".join(f"{kind} {value:.2f} %" for kind, value in report.accuracy.items())
     log = logging.getLogger("qat")
     log.info("accuracy: %s", shown)
-    log.info("agreement: %s", report.verification.agreement)
-    log.info("passed; artifact and report in %s", HydraConfig.get().runtime.output_dir)
+    agreement = report.verification.agreement.items()
+    log.info("agreement: %s", ", ".join(f"{kind} {share:.4%}" for kind, share in agreement))
+    log.info("passed; artifact and report in %s", cfg.output_dir)
     return report.accuracy["onnxruntime"]
 
 
@@ -117,6 +251,8 @@ def quieten() -> None:
     """Silence notices of libraries that a user can do nothing about."""
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", module="lightning_fabric")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

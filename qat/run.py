@@ -15,6 +15,7 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from qat.artifact import Baseline, Evaluation, write_artifact
@@ -174,12 +175,11 @@ def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:
     )
 
 
-def run(cfg: DictConfig, folder: Path) -> Report | None:
+def run(cfg: DictConfig) -> Report | None:
     """Train, convert, export, verify and report; ``None`` on all processes but the first.
 
     Args:
-        cfg: The composed config.
-        folder: The run folder; a run that resumes goes on in its own.
+        cfg: The composed config; a run that resumes goes on in its own ``output_dir``.
 
     Raises:
         QatError: For every mistake a user can make, each in one sentence.
@@ -187,6 +187,7 @@ def run(cfg: DictConfig, folder: Path) -> Report | None:
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType]
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
+    folder = Path(config["output_dir"])
     resume = resume_path(config["ckpt_path"], folder)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     setup = set_up(config)
@@ -194,7 +195,7 @@ def run(cfg: DictConfig, folder: Path) -> Report | None:
     for norm in batch_norms(task.model):
         norm.synchronised = True
     if trainer.is_global_zero:
-        _write_plan(setup.plan, config, folder)
+        write_plan(setup.plan, config, folder)
         log.info("%s", plan_table(setup.plan))
     _fit(trainer, task, setup.data, resume)
     if dist.is_available() and dist.is_initialized():
@@ -250,7 +251,7 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
     )
     metrics = {f"final/{k}": v for k, v in report.accuracy.items()}
     for logger in trainer.loggers:
-        if isinstance(logger, pl.loggers.TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(_flat(config), metrics)
         else:
             logger.log_metrics(metrics, trainer.global_step)
@@ -276,7 +277,12 @@ def describe(data: DataModule, config: Config) -> dict[str, Any]:
     }
 
 
-def _write_plan(plan: Plan, config: Config, folder: Path) -> None:
+def write_plan(plan: Plan, config: Config, folder: Path) -> None:
+    """Write config and plan into ``folder``, so that what lies there can be read without Hydra.
+
+    Raises:
+        TrainingError: If the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))

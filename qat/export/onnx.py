@@ -18,13 +18,14 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import ir, opset21 as op
-from torch import Tensor, nn
+from onnxscript import ir, opset21
+from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.integer_layers import ActivationCodec
 
 OPSET = 21
+op: Any = opset21
 INPUT, OUTPUT = "input", "output"
 _FULL_RANGE = {
     ir.DataType.UINT8: (0, 255),
@@ -35,12 +36,16 @@ _FULL_RANGE = {
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
-    codes = op.QuantizeLinear(x, scale, zero_point)
     kind = zero_point.dtype
     if (qmin, qmax) == _FULL_RANGE[kind]:
-        return codes
+        return op.QuantizeLinear(x, scale, zero_point)
+    if kind.bitwidth > 8:  # onnxruntime cannot clip 16-bit integers
+        zero = op.Cast(zero_point, to=ir.DataType.FLOAT)
+        ends = (op.Constant(value_float=float(v)) for v in (qmin, qmax))
+        low, high = (op.Mul(op.Sub(end, zero), scale) for end in ends)
+        return op.QuantizeLinear(op.Clip(x, low, high), scale, zero_point)
     low, high = (op.Constant(value=ir.tensor(v, dtype=kind)) for v in (qmin, qmax))
-    return op.Clip(codes, low, high)
+    return op.Clip(op.QuantizeLinear(x, scale, zero_point), low, high)
 
 
 def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int, block: int) -> Any:
@@ -49,7 +54,11 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int, block: int) 
 
 
 def export_onnx(
-    model: nn.Module, example: Tensor, path: Path, *, metadata: Mapping[str, object] | None = None
+    model: fx.GraphModule,
+    example: Tensor,
+    path: Path,
+    *,
+    metadata: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Write a converted model to ``path``; its batch axis is dynamic.
 
@@ -80,7 +89,7 @@ def export_onnx(
     return sites
 
 
-def _translate(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
     batch = torch.export.Dim("batch")
     table: dict[Any, Any] = {
         torch.ops.qat.quantize.default: _quantize,
@@ -107,7 +116,7 @@ def _translate(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     assert program is not None
     graph = program.model.graph
     values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
-    for item in [*graph.all_nodes(), *values]:
+    for item in [graph, *graph.all_nodes(), *values]:
         item.metadata_props.clear()  # stack traces and paths of the exporting machine
     return program.model_proto
 
@@ -124,7 +133,7 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _name_codes(proto: onnx.ModelProto, model: nn.Module) -> list[str]:
+def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
     """Name the codes after their sites; the file keeps the order in which the codecs ran."""
     sites = _call_order(model)
     quantizes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
@@ -141,9 +150,9 @@ def _name_codes(proto: onnx.ModelProto, model: nn.Module) -> list[str]:
     return sites
 
 
-def _call_order(model: nn.Module) -> list[str]:
+def _call_order(model: fx.GraphModule) -> list[str]:
     calls: list[str] = []
-    for node in model.graph.nodes:  # pyright: ignore[reportAttributeAccessIssue]
+    for node in model.graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ActivationCodec):
             repeat = sum(c.split("#")[0] == module.site for c in calls)

@@ -92,12 +92,12 @@ def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             header = json.loads((file.metadata() or {})["qat"])
+        for name, form in header["weights"].items():
+            key, shape = f"{name}.weight", tuple(form["shape"])
+            tensors[key] = unpack_bits(tensors[key], form["bits"], shape, signed=form["signed"])
     except Exception as error:
         raise ExportError(
             f"expected a packed model at '{path}', got {type(error).__name__} ({error}): "
             "check the path, or export it again."
         ) from error
-    for name, form in header["weights"].items():
-        key, shape = f"{name}.weight", tuple(form["shape"])
-        tensors[key] = unpack_bits(tensors[key], form["bits"], shape, signed=form["signed"])
     return tensors, header

@@ -129,10 +129,8 @@ def layer_rows(model: nn.Module) -> list[LayerRow]:
     rows = []
     for name, module in model.named_modules():
         if isinstance(module, IntegerLayer):
-            codes, zero = module.weight_codes.int(), module.weight_zero_point.int()
-            nothing = codes == (zero if zero.ndim == 0 else zero.flatten()[0])
-            share = nothing.double().mean().item()
-            rows.append(LayerRow(name, module.spec.bits, codes.numel(), share))
+            share = (module.weight == 0).double().mean().item()
+            rows.append(LayerRow(name, module.spec.bits, module.weight_codes.numel(), share))
     return rows
 
 

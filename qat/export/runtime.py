@@ -65,9 +65,18 @@ class OnnxModel:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the exporter stored: class names, normalisation, scheme, versions."""
+        """What the exporter stored: class names, normalisation, scheme, versions.
+
+        Raises:
+            ExportError: If another program wrote the file, in a form of its own.
+        """
         stored = self.session.get_modelmeta().custom_metadata_map
-        return {key: json.loads(value) for key, value in stored.items()}
+        try:
+            return {key: json.loads(value) for key, value in stored.items()}
+        except ValueError as error:
+            raise ExportError(
+                f"expected metadata that qat wrote, got {stored}: export the model with qat."
+            ) from error
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,11 +75,14 @@ class Verification:
 def compare_outputs(reference: Tensor, other: Tensor) -> tuple[float, float]:
     """Return the share of equal predictions, and the largest difference in 1/255 of the range.
 
+    Logits that are not finite predict nothing, so they never agree.
+
     Args:
         reference: Logits ``(N, K)``.
         other: Logits ``(N, K)``.
     """
-    agreement = (reference.argmax(1) == other.argmax(1)).double().mean().item()
+    finite = (reference.isfinite() & other.isfinite()).all(1)
+    agreement = ((reference.argmax(1) == other.argmax(1)) & finite).double().mean().item()
     step = (reference.max() - reference.min()).clamp_min(1e-12) / 255
     return agreement, ((reference - other).abs().max() / step).item()
 
@@ -111,7 +115,7 @@ def compare_sites(
     return [_difference(site, a, b.astype(np.int32)) for site, a, b in pairs]
 
 
-def _codes(codec: ActivationCodec, x: Tensor) -> np.ndarray:
+def _codes(codec: Any, x: Tensor) -> np.ndarray:
     return codec.codes(x).to(torch.int32).numpy()
 
 

@@ -130,9 +130,7 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-3.0, 0.3, 9.0]), one, one * 0, QuantSpec(2))
         tensor([-1.0000,  0.5000,  0.5000])
     """
-    return _FakeQuantize.apply(  # pyright: ignore[reportReturnType]
-        x, scale, zero_point, spec.qmin, spec.qmax, factor
-    )
+    return _FakeQuantize.apply(x, scale, zero_point, spec.qmin, spec.qmax, factor)
 
 
 def _cover(end: Tensor, code: int) -> Tensor:

@@ -38,7 +38,7 @@ def replace_value(value: Tensor, surrogate: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1.])
     """
-    return _ReplaceValue.apply(value.detach(), surrogate)  # pyright: ignore[reportReturnType]
+    return _ReplaceValue.apply(value.detach(), surrogate)
 
 
 def round_ste(x: Tensor) -> Tensor:

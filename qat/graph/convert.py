@@ -44,7 +44,7 @@ def convert(captured: Captured) -> fx.GraphModule:
     }
     for name, codec in codecs.items():
         twin.set_submodule(name, codec)
-    modules = dict(twin.named_modules())
+    modules: dict[str, nn.Module] = dict(twin.named_modules())
     _drop_folded(graph, modules)
     _absorb_clips(graph, modules)
     return fx.GraphModule(twin, graph, class_name="IntegerModel")

@@ -19,8 +19,11 @@ class _Reference:
 def flatten_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
     """Return ``graph`` as plain tuples; of the metadata only what was measured."""
 
+    def name(node: fx.Node) -> Any:
+        return _Reference(node.name)
+
     def refer(args: Any) -> Any:
-        return map_arg(args, lambda node: _Reference(node.name))
+        return map_arg(args, name)
 
     def kept(node: fx.Node) -> dict[str, Any]:
         return {k: node.meta[k] for k in ("shape", "macs") if k in node.meta}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
@@ -157,9 +157,10 @@ def make_plan(captured: Captured, scheme: Scheme) -> Plan:
     """
     measure(captured)
     plan, rules = Plan(scheme.name), _Rules(scheme)
-    modules = dict(captured.named_modules())
+    modules: dict[str, nn.Module] = dict(captured.named_modules())
+    sites = None
     for mode in reversed(MODES):  # eval first: heads that only training runs stay float
-        sites = Sites(captured.graphs[mode], modules)
+        sites = Sites(captured.graphs[mode], modules, sites)
         _plan_graph(plan, rules, sites, mode)
     plan.batch_norms = [
         n for n, m in modules.items() if type(m) in _FOLDABLE and m.running_mean is not None
@@ -189,17 +190,23 @@ def _plan_graph(plan: Plan, rules: _Rules, sites: Sites, mode: str) -> None:
         tags = frozenset({sites.ops[node], *tags_of[node]})
         site = _weight_site(rules, node, tags, sites, site_of)
         if site is not None and (mode == "eval" or site.layer in plan.weights):
-            plan.weights[site.layer] = _same_source(plan.weights.get(site.layer), site)
+            plan.weights[site.layer] = _merge(plan.weights.get(site.layer), site, mode)
     if mode == "eval":
         plan.macs = sum(n.meta["macs"] for n in sites.nodes)
         plan.floats = _floats(plan, sites, site_of)
 
 
-def _same_source(known: WeightSite | None, site: WeightSite) -> WeightSite:
-    """Keep one site for a layer that is called several times; its inputs may have many scales."""
-    if known is None or known.source == site.source:
+def _merge(known: WeightSite | None, site: WeightSite, mode: str) -> WeightSite:
+    """Keep one site for a layer that is called several times, as eval mode has it.
+
+    Its inputs may have several scales; its batch-norm can be folded only if both modes allow it.
+    """
+    if known is None:
         return site
-    return WeightSite(**{**vars(site), "source": None})
+    source = known.source if mode == "train" or known.source == site.source else None
+    norm = known.batch_norm if known.batch_norm == site.batch_norm else None
+    macs = known.macs if mode == "train" else known.macs + site.macs
+    return replace(known, source=source, batch_norm=norm, macs=macs)
 
 
 def _activation_site(
@@ -233,7 +240,7 @@ def _weight_site(
     if op.startswith("conv_transpose") and patch.get("axis") == 0:
         patch["axis"] = 1  # where a transposed convolution keeps its output channels
     format_ = _format(name, patch)
-    shape = tuple(sites.modules[name].get_parameter("weight").shape)
+    shape = _weight_shape(name, sites.modules[name])
     try:
         format_.spec.scale_shape(shape)
     except SpecError as error:
@@ -249,6 +256,16 @@ def _weight_site(
         batch_norm_mode=_batch_norm_mode(rules.scheme, format_.spec),
         macs=node.meta["macs"],
     )
+
+
+def _weight_shape(name: str, layer: nn.Module) -> tuple[int, ...]:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise GraphError(
+            f"expected layer '{name}' to own its weight, got one that is computed in "
+            f"{type(layer).__name__}: remove the parametrization, or leave the layer in float."
+        )
+    return tuple(weight.shape)
 
 
 def _format(name: str, patch: dict[str, object]) -> Format:

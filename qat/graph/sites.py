@@ -1,12 +1,13 @@
 """Sites: the names and groups of the tensors that one graph makes.
 
 A site is named after the module (or the function inside a module) that makes the tensor, never
-after a graph's own node names, so that the train and the eval graph agree.
+after a graph's own node names. Repeats are numbered; so that the train and the eval graph agree on
+the numbers, what one line of code makes in both has the same name in both.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -39,17 +40,20 @@ class Sites:
     Args:
         graph: A measured graph.
         modules: Name to module of the captured model.
+        like: The sites of the other mode, whose names to take over.
     """
 
-    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, graph: fx.Graph, modules: dict[str, nn.Module], like: Sites | None = None
+    ) -> None:
         self.nodes = list(graph.nodes)
         self.modules = modules
         self.ops = {n: op_name(n, modules) for n in self.nodes}
-        self.names = self._name_nodes()
+        self.names = self._name_nodes(like)
         self._root = {n: n for n in self.nodes}
         for node in self.nodes:
             if self.op(node).passes or self.op(node).joins:
-                for source in node.all_input_nodes:
+                for source in self.tensor_inputs(node):
                     self._root[self.root(source)] = self.root(node)
         self.nonnegative = self._find_nonnegative()
 
@@ -79,7 +83,11 @@ class Sites:
 
     def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
         """Return the inputs of ``node`` that are float tensors, or tuples of them."""
-        return [n for n in node.all_input_nodes if self._is_tensor(n)]
+        return [n for n in node.all_input_nodes if self._carries(n)]
+
+    def _carries(self, node: fx.Node) -> bool:
+        """Whether ``node`` holds values of a tensor, and not sizes."""
+        return self._is_tensor(node) or (self.op(node).passes and bool(self.tensor_inputs(node)))
 
     def _is_tensor(self, node: fx.Node) -> bool:
         return node.meta.get("shape") is not None
@@ -93,19 +101,29 @@ class Sites:
         name = self.names[(joins + producers + members)[0]]
         return Group(name, producers, [], all(self.nonnegative[n] for n in producers))
 
-    def _name_nodes(self) -> dict[fx.Node, str]:
-        counts: Counter[str] = Counter()
+    def _name_nodes(self, like: Sites | None) -> dict[fx.Node, str]:
+        known: dict[object, list[str]] = defaultdict(list)
+        if like is not None:
+            for node, name in like.names.items():
+                known[like._place(node)].append(name)
+        used = {name for same in known.values() for name in same}
         names: dict[fx.Node, str] = {}
-        taken = {name for name in self.modules if name}
         for node in self.nodes:
-            base = self._base_name(node)
-            counts[base] += 1
-            name = base if counts[base] == 1 else f"{base}_{counts[base]}"
-            while name != base and name in taken:
-                counts[base] += 1
-                name = f"{base}_{counts[base]}"
-            names[node] = name
+            same = known[self._place(node)]
+            names[node] = same.pop(0) if same else self._new_name(self._base_name(node), used)
+            used.add(names[node])
         return names
+
+    def _place(self, node: fx.Node) -> object:
+        lines = () if node.op in ("placeholder", "get_attr") else node.meta.get("lines")
+        return self._base_name(node), lines
+
+    def _new_name(self, base: str, used: set[str]) -> str:
+        name, number = base, 1
+        while name in used or (name != base and name in self.modules):
+            number += 1
+            name = f"{base}_{number}"
+        return name
 
     def _base_name(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -124,8 +142,8 @@ class Sites:
             op = self.op(node)
             inherits = op.passes or op.joins or self.ops[node] in ("average_pool", "add", "mul")
             sources = [result[n] for n in self.tensor_inputs(node)]
-            constants = [a for a in node.args if isinstance(a, int | float) and a < 0]
-            result[node] = op.nonnegative or (
-                inherits and bool(sources) and all(sources) and (op.passes or not constants)
-            )
+            if self.ops[node] in ("add", "mul"):
+                constants = [*node.args, *node.kwargs.values()]
+                sources += [a >= 0 for a in constants if isinstance(a, int | float)]
+            result[node] = op.nonnegative or (inherits and bool(sources) and all(sources))
         return result

@@ -7,6 +7,7 @@ and buffers of the model it was given: names, their order and checkpoints stay a
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qat.errors import GraphError
 from qat.graph.pickling import build_graph, flatten_graph
 
 MODES = ("train", "eval")
+_RESERVED = {"activations", "example", "graphs", "mode", "recompile", "source"}
 
 
 class Captured(nn.Module):
@@ -71,11 +74,20 @@ class Captured(nn.Module):
 
 
 class _ModeTracer(fx.Tracer):
-    """Torch's own modules are leaves, as usual; tensors made while tracing are set aside."""
+    """Torch's own modules are leaves, as usual, and so are subclasses of its weighted layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.current: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_layer = isinstance(m, _ConvNd | nn.Linear)
+        return is_layer or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["lines"] = _current_lines()  # where both modes come by, to tell nodes apart
+        return node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.current.append(self.path_of_module(m))
@@ -94,15 +106,16 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     Raises:
         GraphError: If the model cannot be traced, naming the line, or behaves differently captured.
     """
+    _check_names(model)
     _check_runs(model, example)
-    was_training = model.training
-    graphs, constants = {}, {}
-    for mode in MODES:
-        model.train(mode == "train")
-        known = set(model.__dict__)
-        graphs[mode] = _trace(model)
-        constants.update({k: model.__dict__.pop(k) for k in set(model.__dict__) - known})
-    model.train(was_training)
+    was_training, known, graphs = model.training, set(model.__dict__), {}
+    try:
+        for mode in MODES:
+            graphs[mode] = _trace(model.train(mode == "train"))
+    finally:  # taken off after both modes, so that two constants never have one name
+        constants = {k: model.__dict__.pop(k) for k in set(model.__dict__) - known}
+        model.train(was_training)
+    constants = _share_constants(graphs, constants)
     captured = Captured(model, graphs, example)
     for name, value in constants.items():
         if isinstance(value, Tensor):
@@ -113,15 +126,41 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     return captured
 
 
+def _share_constants(graphs: dict[str, fx.Graph], constants: dict[str, Any]) -> dict[str, Any]:
+    """Let equal constants of both modes have one name; return those that are left."""
+    left: dict[str, Any] = {}
+    for node in [n for graph in graphs.values() for n in graph.nodes if n.target in constants]:
+        value = constants[node.target]
+        node.target = next((k for k, v in left.items() if _is_same(v, value)), node.target)
+        left[node.target] = value
+    return left
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a is b
+
+
+def _check_names(model: nn.Module) -> None:
+    taken = sorted(_RESERVED & {*model._modules, *model._parameters, *model._buffers})
+    if taken:
+        raise GraphError(
+            f"expected a model without a module, parameter or buffer of its own named '{taken[0]}',"
+            " which a captured model needs for itself: rename it, or wrap the model in another."
+        )
+
+
 def _check_runs(model: nn.Module, example: Tensor) -> None:
     was_training = model.training
     try:
         with torch.no_grad():
             model.eval()(example.clone())
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise GraphError(
             f"expected a model that takes a batch of shape {tuple(example.shape)}, got "
-            f"{type(error).__name__} ({str(error).splitlines()[0]}) at {_line_of(error)}: choose "
+            f"{type(error).__name__} ({reason}) at {_line_of(error)}: choose "
             "an input size, number of channels or model that fit each other."
         ) from error
     finally:
@@ -141,6 +180,14 @@ def _trace(model: nn.Module) -> fx.Graph:
         ) from error
     graph._tracer_cls = None
     return graph
+
+
+def _current_lines() -> tuple[int, ...]:
+    lines, frame = [], sys._getframe(1)
+    while frame is not None:
+        lines.append(frame.f_lineno)
+        frame = frame.f_back
+    return tuple(lines)
 
 
 def _line_of(error: BaseException) -> str:

@@ -61,7 +61,7 @@ def _read(path: Path) -> State:
         raise CheckpointError(
             f"Expected a checkpoint file at {path}, but there is none; correct the path."
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return _unwrap(content, path)
 
 
@@ -72,7 +72,12 @@ def _read_safetensors(path: Path) -> State:
         raise _corrupt(path, error) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, as long as it is plain values and tensors.
+
+    Raises:
+        CheckpointError: If the file is corrupt or unsafe.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

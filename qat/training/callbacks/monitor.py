@@ -43,12 +43,13 @@ class Monitor(pl.Callback):
                 _log_histograms(logger, pl_module, trainer.global_step)
 
     def _sites(self, trainer: pl.Trainer, task: QATTask) -> dict[str, float]:
-        if self._batch is None:
+        batch = self._batch
+        if batch is None:
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            self._batch = data.calibration_batches(1)[0][: self.num_samples]
+            batch = self._batch = data.calibration_batches(1)[0][: self.num_samples]
         was_training = task.model.training
         task.model.eval()
-        noise = measure_noise(task.model, self._batch.to(task.device))
+        noise = measure_noise(task.model, batch.to(task.device))
         task.model.train(was_training)
         values = {}
         for site, found in noise.items():

@@ -1,0 +1,144 @@
+"""From a training checkpoint of ours back to its model: nothing is trained, no callback runs.
+
+The config inside the checkpoint says how to build the model; the saved state brings the weights,
+the scales and the phase of every fake-quant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qat.errors import CalibrationError, CheckpointError, DataError
+from qat.fake_quant import Phase, fake_quants
+from qat.graph.trace import Captured
+from qat.layers import fold
+from qat.models.checkpoint import read_pickle
+from qat.run import Config, Setup, set_up
+from qat.training.phases import is_quantized, phase_of
+
+PREFIX = "model."  # the attribute of the LightningModule that holds the model
+NEEDED = ("data", "model", "scheme", "schedule", "pruning", "trainer", "export", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training checkpoint of ours holds.
+
+    Attributes:
+        path: The file.
+        config: The config of its run.
+        state: The model's tensors by name.
+        callbacks: The saved state of every callback, by class name.
+    """
+
+    path: Path
+    config: Config
+    state: dict[str, Tensor]
+    callbacks: Mapping[str, Any]
+
+    @property
+    def float_accuracy(self) -> float | None:
+        """Percent that the float model reached on the test set, if it was measured."""
+        return self.callbacks.get("Calibrate", {}).get("baseline", [None])[0]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds that each phase took, as far as the run had come."""
+        return dict(self.callbacks.get("Clock", {}).get("seconds", {}))
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Read a training checkpoint of ours, or return ``None`` where a file is of another origin.
+
+    Args:
+        path: A file that ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: If the file is missing, corrupt or unsafe.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"expected a checkpoint at '{path}', got no file: correct the path.")
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        return None
+    config = (content.get("hyper_parameters") or {}).get("config")
+    if not isinstance(config, dict) or not set(NEEDED) <= config.keys():
+        return None
+    state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items()}
+    return Checkpoint(path, config, state, content.get("callbacks", {}))
+
+
+def restore(checkpoint: Checkpoint, changes: Config | None = None) -> Setup:
+    """Build the objects of a checkpoint's run, with the model as it was saved, in eval mode.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returned.
+        changes: Entries of the config to replace, such as ``data``.
+
+    Raises:
+        DataError: If the data have another number of classes than the checkpoint.
+        CheckpointError: If the config builds another model than the one that was saved.
+    """
+    config = {**checkpoint.config, **(changes or {}), "ckpt": None}
+    config["trainer"] = {**config["trainer"], "max_epochs": None}  # the run's length is history
+    setup = set_up(config)
+    _check_fit(checkpoint, setup)
+    setup.captured.load_state_dict(checkpoint.state)
+    setup.captured.eval()
+    return setup
+
+
+def _check_fit(checkpoint: Checkpoint, setup: Setup) -> None:
+    expected, state = setup.captured.state_dict(), checkpoint.state
+    different = sorted(expected.keys() ^ state.keys())
+    if different:
+        raise CheckpointError(
+            f"expected the model that the config in '{checkpoint.path}' describes, got "
+            f"{len(different)} names that differ, first '{different[0]}': use the version of the "
+            "model and of qat that trained it."
+        )
+    wrong = [k for k in expected if state[k].shape != expected[k].shape]
+    if not wrong:
+        return
+    classes, known = setup.data.num_classes, {state[k].shape[:1] for k in wrong}
+    if len(known) == 1 and all(
+        expected[k].shape == (classes, *state[k].shape[1:]) and state[k].ndim for k in wrong
+    ):
+        raise DataError(
+            f"expected data with the {known.pop()[0]} classes that '{checkpoint.path}' was trained "
+            f"on, got {classes}: choose other data."
+        )
+    raise CheckpointError(
+        f"expected tensors of '{checkpoint.path}' that fit model and data, got {wrong[0]} of shape "
+        f"{tuple(state[wrong[0]].shape)} instead of {tuple(expected[wrong[0]].shape)}: choose data "
+        "like those of the run."
+    )
+
+
+def finish(model: Captured) -> str:
+    """Take a quantized model to its fold stage, as the end of a training does.
+
+    Args:
+        model: A restored model; changed in place unless it is there already.
+
+    Returns:
+        The phase that it was in before.
+
+    Raises:
+        CalibrationError: If it is not quantized yet.
+    """
+    phase = phase_of(model)
+    if not is_quantized(model):
+        raise CalibrationError(
+            f"expected a model whose weights and activations are quantized, got one in phase "
+            f"'{phase}': let the run go on (ckpt_path=...) until everything is calibrated."
+        )
+    for fake_quant in fake_quants(model):
+        fake_quant.set_phase(Phase.FROZEN)
+    fold(model)
+    return phase
