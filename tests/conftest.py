@@ -1,5 +1,6 @@
-"""Every test runs on one thread and starts from one seed."""
+"""Every test, and every process that it starts, runs on one thread and starts from one seed."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # sums in another order would not be equal bit for bit
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,6 @@ def two_ranks(tmp_path, pytestconfig):
         head = f"""
             import sys, torch, torch.distributed as dist
             rank, out = int(sys.argv[1]), sys.argv[2]
-            torch.set_num_threads(1)
             dist.init_process_group(
                 "gloo", init_method="file://{tmp_path}/group", rank=rank, world_size=2
             )

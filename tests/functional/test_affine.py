@@ -28,7 +28,7 @@ FORMS = {
     "affine": {"signed": False, "symmetric": False},
     "affine-signed": {"symmetric": False},
 }
-GRIDS = [
+GRIDS: list[Any] = [
     pytest.param(QuantSpec(bits, **form), id=f"{name}{bits}")
     for bits, (name, form) in product(range(2, 9), FORMS.items())
 ]

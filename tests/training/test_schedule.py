@@ -1,0 +1,65 @@
+import pytest
+
+from qat.errors import ConfigError
+from qat.training.schedule import ORDER, Schedule
+
+
+def test_fractions_count_from_the_start_of_the_quantized_part():
+    schedule = Schedule(float_epochs=3, epochs=7, calibrate=0.0, freeze_observers=0.5,
+                        freeze_batch_norm=0.75, fold=1.0)  # fmt: skip
+    assert schedule.start(1000) == 300
+    steps = {name: schedule.step(name, 1000) for name in ORDER}
+    assert steps == {
+        "calibrate": 300,
+        "activations": 300,
+        "freeze_observers": 650,
+        "freeze_batch_norm": 825,
+        "fold": 1000,
+    }
+
+
+def test_integers_are_optimizer_steps():
+    schedule = Schedule(float_epochs=1, epochs=1, calibrate=5, activations=20, freeze_observers=30,
+                        freeze_batch_norm=40, fold=41)  # fmt: skip
+    assert [schedule.step(n, 200) for n in ORDER] == [105, 120, 130, 140, 141]
+    assert Schedule(fold=1, freeze_batch_norm=0.0, freeze_observers=0.0).step("fold", 100) == 1
+    assert Schedule(fold=1.0).step("fold", 100) == 100
+
+
+def test_without_float_epochs_everything_is_quantized():
+    assert Schedule(float_epochs=0, epochs=9).start(12345) == 0
+
+
+def test_activations_come_with_the_weights_unless_said_otherwise():
+    assert Schedule(calibrate=0.25).value("activations") == 0.25
+    assert Schedule(calibrate=0.25, activations=0.4).value("activations") == 0.4
+    assert Schedule(calibrate=0.25, activations=0.4).value("calibrate") == 0.25
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100, 12345])
+def test_steps_are_in_order_for_every_length(total):
+    schedule = Schedule(float_epochs=2, epochs=5, activations=0.1)
+    steps = [schedule.step(n, total) for n in ORDER]
+    assert steps == sorted(steps)
+    assert 0 <= schedule.start(total) <= steps[0]
+    assert steps[-1] <= total
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"float_epochs": -1}, "float_epochs"),
+        ({"epochs": 0}, "epochs"),
+        ({"calibrate": -0.1}, r"schedule\.calibrate"),
+        ({"fold": 1.5}, r"schedule\.fold"),
+        ({"freeze_observers": -3}, r"schedule\.freeze_observers"),
+        ({"calibrate": 0.6}, r"activations <= schedule\.freeze_observers.*0\.6 > 0\.5"),
+        ({"fold": 0.5}, r"freeze_batch_norm <= schedule\.fold"),
+        ({"freeze_observers": 0.7}, r"freeze_observers <= schedule\.freeze_batch_norm"),
+        ({"calibrate": 0.3, "activations": 0.2}, r"calibrate <= schedule\.activations"),
+        ({"freeze_batch_norm": 9, "fold": 8}, r"freeze_batch_norm <= schedule\.fold"),
+    ],
+)
+def test_values_that_make_no_sense(values, match):
+    with pytest.raises(ConfigError, match=match):
+        Schedule(**values)
