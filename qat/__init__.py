@@ -1,3 +1,9 @@
-"""qat: from a PyTorch float checkpoint to a small, verified integer model."""
+"""Quantization-aware training: from a float checkpoint to a small, verified integer model."""
 
+from qat.errors import QatError
+from qat.graph.convert import convert
+from qat.graph.insert import prepare
+from qat.spec import QuantSpec, Rule, Scheme
+
+__all__ = ["QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]
 __version__ = "0.1.0"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,11 @@ def write_artifact(
         layers=layer_rows(model),
         seconds=seconds,
         float_share=plan.float_share,
-        details={k: v if isinstance(v, str | int) else json.dumps(v) for k, v in facts.items()},
+        details={
+            **{k: v if isinstance(v, str | int) else json.dumps(v) for k, v in facts.items()},
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        },
     )
     report.save(folder)
     return report

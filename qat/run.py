@@ -35,6 +35,7 @@ from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
 Config = Mapping[str, Any]
+LAST = Path("checkpoints") / "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,8 @@ def run(cfg: DictConfig) -> Report | None:
         write_plan(setup.plan, config, folder)
         log.info("%s", plan_table(setup.plan))
     _fit(trainer, task, setup.data, resume)
+    if (folder / LAST).is_file():  # again, with what the callbacks did when training ended
+        trainer.save_checkpoint(folder / LAST)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     if not trainer.is_global_zero:
@@ -215,7 +218,7 @@ def resume_path(ckpt_path: str | None, folder: Path) -> Path | None:
     """
     if ckpt_path is None:
         return None
-    path = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    path = folder / LAST if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise CheckpointError(
             f"expected a checkpoint to resume from, got none at '{path}': start the run without "

@@ -14,6 +14,15 @@ from qat.errors import SpecError
 
 MIN_BITS, MAX_BITS = 2, 16
 BatchNormMode = Literal["late", "folded"]
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "bits": (int,),
+    "signed": (bool,),
+    "symmetric": (bool,),
+    "axis": (int, type(None)),
+    "group_size": (int, type(None)),
+    "narrow": (bool,),
+    "power_of_two": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class QuantSpec:
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise SpecError(
                 f"expected bits from {MIN_BITS} to {MAX_BITS}, got bits={self.bits}: "
@@ -62,6 +72,15 @@ class QuantSpec:
                 "expected group_size >= 1 together with axis=0, "
                 f"got group_size={self.group_size}, axis={self.axis}: set axis=0."
             )
+
+    def _check_types(self) -> None:
+        for name, kinds in _FIELD_TYPES.items():
+            value = getattr(self, name)
+            if type(value) not in kinds:
+                wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+                raise SpecError(
+                    f"expected {name} to be {wanted}, got {name}={value!r}: correct the value."
+                )
 
     @property
     def qmin(self) -> int:

@@ -1,7 +1,8 @@
 """The artifact without a graph: integer weights, scales and zero points in one safetensors file.
 
 Codes narrower than 8 bits are packed, lowest bits first, into bytes. The header describes each
-weight (bits, signed, shape, axis, block) under the key ``qat``, as JSON.
+weight (bits, signed, shape, axis, block) and each activation (bits, lowest and highest code) under
+the key ``qat``, as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from qat.errors import ExportError
@@ -48,19 +49,22 @@ def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object])
     """
     tensors: dict[str, Tensor] = {}
     weights: dict[str, dict[str, Any]] = {}
+    activations: dict[str, dict[str, int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, IntegerLayer):
             weights[name] = _add_layer(tensors, name, module)
         elif isinstance(module, ActivationCodec):
             tensors[f"{module.site}.scale"] = module.scale
             tensors[f"{module.site}.zero_point"] = module.zero_point.to(torch.int32)
+            form = {"bits": module.spec.bits, "qmin": module.qmin, "qmax": module.qmax}
+            activations[module.site] = form
     handled = {m for m in model.modules() if isinstance(m, IntegerLayer | ActivationCodec)}
     for name, value in model.state_dict().items():
         owner = model.get_submodule(name.rpartition(".")[0])
         if owner not in handled:
             tensors[name] = value
-    header = {"qat": json.dumps({**metadata, "weights": weights})}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=header)
+    header = {"qat": json.dumps({**metadata, "weights": weights, "activations": activations})}
+    path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
 
 
 def _add_layer(tensors: dict[str, Tensor], name: str, layer: IntegerLayer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Files are read with ``weights_only=True`` and never otherwise: a pickle can run 
 """
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qat.errors import CheckpointError
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+ADDED_BY_QAT = re.compile(r"(^activations|\.weight_quant)\.|(^|\.)(_extra_state|weight_mask)$")
 SHOWN = 5
 
 State = dict[str, Tensor]
@@ -24,6 +26,8 @@ State = dict[str, Tensor]
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Copy the tensors of a file into a model; the model is untouched if anything does not fit.
+
+    A checkpoint of a quantized training brings its float weights; scales and phases stay behind.
 
     Args:
         model: The model; counters of batches (``num_batches_tracked``) may be missing in the file.
@@ -33,7 +37,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         CheckpointError: If the file cannot be read, or its names or shapes are not the model's.
     """
     expected = model.state_dict()
-    layers = list(_peel(_read(Path(path))))
+    layers = [_float_part(state) for state in _peel(_read(Path(path)))]
     # Names of the model itself may begin with "model.", so stop peeling as soon as they fit.
     state = next((s for s in layers if _names(s) == _names(expected)), layers[-1])
     _check_fit(expected, state, path)
@@ -137,6 +141,13 @@ def _peel(state: State) -> Iterator[State]:
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
             yield from _peel({key.removeprefix(prefix): value for key, value in state.items()})
+
+
+def _float_part(state: State) -> State:
+    """Drop what quantization-aware training added; a pruned weight becomes the one in use."""
+    masks = {k.removesuffix("_mask"): v for k, v in state.items() if k.endswith(".weight_mask")}
+    kept = {k: v for k, v in state.items() if not ADDED_BY_QAT.search(k)}
+    return {k: v * masks[k] if k in masks else v for k, v in kept.items()}
 
 
 def _names(state: State) -> set[str]:

@@ -45,7 +45,7 @@ def build(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     """
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=3)
-        advice = f"did you mean {', '.join(close)}?" if close else "see qat.models.names()."
+        advice = f"did you mean {', '.join(close)}?" if close else "--help lists them."
         raise ConfigError(f"Expected the name of a model in model.name, but got {name!r}; {advice}")
     try:
         if name in OURS:

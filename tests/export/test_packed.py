@@ -54,6 +54,11 @@ def test_weights_come_back_bit_for_bit(net, weight, tmp_path):
     assert (header["name"], header["seed"]) == ("test", 1)
     layers = {n: m for n, m in converted.named_modules() if isinstance(m, IntegerLayer)}
     assert set(header["weights"]) == set(layers)
+    codecs = {m.site: m for m in converted.modules() if isinstance(m, ActivationCodec)}
+    assert set(header["activations"]) == set(codecs)
+    for site, form in header["activations"].items():
+        codec = codecs[site]
+        assert form == {"bits": codec.spec.bits, "qmin": codec.qmin, "qmax": codec.qmax}
     for name, layer in layers.items():
         form = header["weights"][name]
         codes = tensors[f"{name}.weight"]

@@ -315,7 +315,7 @@ def test_multiply_accumulates_of_resnet20():
         {"power_of_two": True},
         {"symmetric": False},
         {"narrow": False},
-        {"signed": False, "narrow": 0},
+        {"signed": False, "narrow": False},
     ],
 )
 def test_formats_that_cannot_move_a_batch_norm_are_folded_from_the_start(weight):

@@ -8,7 +8,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qat.errors import CheckpointError
+from qat.graph.insert import prepare
 from qat.models import build, load_checkpoint, read_state_dict
+from qat.spec import Rule, Scheme
+
+FORM = {"bits": 8, "quantizer": "lsq", "observer": "min_max"}
 
 
 class Payload:
@@ -157,3 +161,20 @@ def test_no_tensors_by_name(tmp_path: Path, content: Any, what: str) -> None:
         CheckpointError, match=rf"tensors by name in .* it holds {what}; save model"
     ):
         read_state_dict(path)
+
+
+def test_checkpoint_of_a_quantized_training_brings_its_float_weights(tmp_path: Path) -> None:
+    """Scales, phases and masks stay behind; a pruned weight comes as it was in use."""
+    float_model = build("resnet20", 10)
+    scheme = Scheme("w8a8", {"body": Rule("*", weight=FORM, activation=FORM)})
+    prepared, _ = prepare(float_model, scheme, torch.randn(2, 3, 8, 8))
+    mask = torch.ones(16, 3, 3, 3)
+    mask[0] = 0
+    prepared.get_submodule("conv1").register_buffer("weight_mask", mask)
+    state = {f"model.{k}": v for k, v in prepared.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {}}, tmp_path / "own.ckpt")
+    other = build("resnet20", 10)
+    load_checkpoint(other, tmp_path / "own.ckpt")
+    expected = float_model.state_dict()
+    expected["conv1.weight"][0] = 0
+    assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())

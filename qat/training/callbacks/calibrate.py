@@ -38,16 +38,18 @@ def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Ten
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
-    for quant in quants:
-        quant.set_phase(Phase.OBSERVE)
-        quant.train()
-    with torch.autocast(device.type, enabled=False):
-        for batch in batches:
-            model(batch.to(device))
-    for quant in quants:
-        quant.finish_calibration()
-        quant.set_phase(Phase.QUANTIZE)
-    model.train(was_training)
+    try:
+        for quant in quants:
+            quant.set_phase(Phase.OBSERVE)
+            quant.train()
+        with torch.autocast(device.type, enabled=False):
+            for batch in batches:
+                model(batch.to(device))
+        for quant in quants:
+            quant.finish_calibration()
+            quant.set_phase(Phase.QUANTIZE)
+    finally:
+        model.train(was_training)
 
 
 class Calibrate(Milestone):

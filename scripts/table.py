@@ -1,0 +1,104 @@
+"""Fill the results table of recipes/README.md from run folders: no figure is ever typed.
+
+Of every recipe the newest run that passed counts; several seeds give mean and deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+START, END = "<!-- results -->", "<!-- /results -->"
+HEAD = (
+    "run",
+    "seeds",
+    "float %",
+    "fake-quant %",
+    "onnxruntime %",
+    "least agreement %",
+    "float bytes",
+    "packed bytes",
+    "seconds",
+    "date",
+    "machine",
+)
+
+
+def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """Return the name of each run to its passed reports, the newest of every seed."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    paths = [path for folder in folders for path in folder.rglob("report.json")]
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
+        report = json.loads(path.read_text())
+        if report["passed"]:
+            newest[report["name"], str(report["details"]["seed"])] = report
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (name, _), report in sorted(newest.items()):
+        runs[name].append(report)
+    return runs
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean, and the deviation where there are several values."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the cells of one run."""
+    last = reports[-1]
+
+    def accuracy(kind: str) -> str:
+        known = [r["accuracy"][kind] for r in reports if kind in r["accuracy"]]
+        return spread(known) if known else "-"
+
+    return (
+        name,
+        ", ".join(str(r["details"]["seed"]) for r in reports),
+        accuracy("float"),
+        accuracy("fake_quant"),
+        accuracy("onnxruntime"),
+        f"{100 * min(r['agreement']['onnxruntime'] for r in reports):.2f}",
+        f"{last['size_bytes']['float']:,}",
+        f"{last['size_bytes']['safetensors']:,}",
+        spread([sum(r["seconds"].values()) for r in reports]),
+        last["details"].get("date", "-"),
+        last["details"].get("machine", "-"),
+    )
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table as Markdown."""
+    lines = [HEAD, tuple("---" for _ in HEAD), *(row(*item) for item in runs.items())]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def fill(page: str, text: str) -> str:
+    """Put ``text`` between the marks of ``page``."""
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    """Print the table, or write it into a page that has the marks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, searched through")
+    parser.add_argument("--into", type=Path, help=f"a page with {START} and {END}")
+    options = parser.parse_args()
+    text = table(read_runs(options.folders))
+    if options.into is None:
+        print(text)
+        return
+    page = options.into.read_text() if options.into.is_file() else ""
+    if START not in page or END not in page:
+        parser.error(f"expected {START} and {END} in '{options.into}', got neither: add them.")
+    options.into.write_text(fill(page, text))
+
+
+if __name__ == "__main__":
+    main()

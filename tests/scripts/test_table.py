@@ -1,0 +1,56 @@
+"""The results table: newest run of each seed, only those that passed, between its marks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "table.py"
+
+
+def write(folder: Path, seed: int, accuracy: float, *, when: int, passed: bool = True) -> None:
+    folder.mkdir(parents=True)
+    report = {
+        "name": "r",
+        "passed": passed,
+        "accuracy": {"float": 90.0, "fake_quant": accuracy, "onnxruntime": accuracy},
+        "agreement": {"onnxruntime": 1.0},
+        "size_bytes": {"float": 1000, "onnx": 500, "safetensors": 250},
+        "seconds": {"float": 1.5, "quantize": 2.5},
+        "details": {"seed": seed, "date": "2020-01-02", "machine": "m"},
+    }
+    path = folder / "report.json"
+    path.write_text(json.dumps(report))
+    os.utime(path, (when, when))
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_table_between_its_marks(tmp_path: Path) -> None:
+    write(tmp_path / "runs/a", 0, 10.0, when=1)
+    write(tmp_path / "runs/b", 0, 88.0, when=2)
+    write(tmp_path / "runs/c", 1, 90.0, when=3)
+    write(tmp_path / "runs/d", 1, 20.0, when=4, passed=False)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert run(tmp_path / "runs", "--into", page).returncode == 0
+    before, row, after = page.read_text().partition(
+        "| r | 0, 1 | 90.00 ± 0.00 | 89.00 ± 1.41 | 89.00 ± 1.41 | 100.00 | 1,000 | 250 "
+        "| 4.00 ± 0.00 | 2020-01-02 | m |"
+    )
+    assert row
+    assert before.startswith("before\n<!-- results -->\n| run |")
+    assert after == "\n<!-- /results -->\nafter\n"
+
+
+def test_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("mine")
+    done = run(tmp_path, "--into", page)
+    assert done.returncode == 2
+    assert "expected <!-- results -->" in done.stderr
+    assert page.read_text() == "mine"
