@@ -15,6 +15,7 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
@@ -85,7 +86,11 @@ def make_scheme(config: Config) -> Scheme:
 
 
 def make_model(config: Config, data: DataModule) -> nn.Module:
-    """Build the float model of a config for the classes of ``data``."""
+    """Build the float model of a config for the classes of ``data``.
+
+    Raises:
+        ConfigError: If the config names something that is not a module.
+    """
     values = {k: v for k, v in config.items() if k != "name"}
     if "_target_" in config:
         model = make(values, num_classes=data.num_classes)
@@ -156,8 +161,15 @@ def make_task(setup: Setup, config: Config) -> QATTask:
 
 
 def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:
-    """Build the trainer with its callbacks and loggers."""
+    """Build the trainer with its callbacks and loggers.
+
+    Raises:
+        ConfigError: If it asks for Lightning's own synchronised batch-norm.
+    """
+    loggers = [make(c) for c in config["logger"].values() if c]
     callbacks = [make(c) for c in config["callbacks"].values() if c]
+    if not loggers:  # Lightning refuses this one without a logger
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     if config["pruning"]["ratio"] > 0:
         callbacks.insert(0, Prune(**config["pruning"]))
     values = {**config["trainer"], "max_epochs": schedule.float_epochs + schedule.epochs}
@@ -169,7 +181,7 @@ def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:
     return make(
         values,
         callbacks=callbacks,
-        logger=[make(c) for c in config["logger"].values() if c],
+        logger=loggers,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,

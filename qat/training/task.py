@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -52,6 +53,8 @@ class QATTask(pl.LightningModule):
         self.rates = rates
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing
+        self.total_steps = 1
+        """Optimizer steps of the whole run; final once the optimizer is configured."""
         self.val_accuracy = MeanMetric()
         self.val_loss = MeanMetric()
         self.save_hyperparameters({"config": config or {}}, logger=False)
@@ -101,8 +104,23 @@ class QATTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule."""
-        total = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = count_steps(self.trainer)
         optimizer, scheduler = make_optimizer(
-            self.model, self.make_optimizer, self.rates, self.schedule, total
+            self.model, self.make_optimizer, self.rates, self.schedule, self.total_steps
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def count_steps(trainer: pl.Trainer) -> int:
+    """Return the optimizer steps of a whole run.
+
+    Lightning's own count builds the training loader before a checkpoint is restored, and then
+    never gives the loader its saved place: a resumed epoch would start from its first batch.
+    """
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    if data is None:
+        return int(trainer.estimated_stepping_batches)
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+    return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)

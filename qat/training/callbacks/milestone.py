@@ -36,7 +36,7 @@ class Milestone(pl.Callback):
         """Act if the moment has come."""
         del batch, batch_idx
         assert isinstance(pl_module, QATTask)
-        total = int(trainer.estimated_stepping_batches)
+        total = pl_module.total_steps
         if not self.done and trainer.global_step >= pl_module.schedule.step(self.name, total):
             self._act_once(trainer, pl_module)
 

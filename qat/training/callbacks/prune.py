@@ -88,9 +88,9 @@ class Prune(pl.Callback):
     ) -> None:
         """Update the masks where the ramp has moved."""
         del batch, batch_idx
-        total = int(trainer.estimated_stepping_batches)
+        assert isinstance(pl_module, QATTask)
         if trainer.global_step % self.every_n_steps == 0:
-            self._prune_to(pl_module, trainer.global_step / max(1, total))
+            self._prune_to(pl_module, trainer.global_step / max(1, pl_module.total_steps))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the ramp and check that the share was reached.

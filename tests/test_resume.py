@@ -1,0 +1,61 @@
+"""A run that was killed in mid-epoch and resumed ends as one that was never killed, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import SMALL, train
+
+EVERY_STEP = "+callbacks.last.every_n_train_steps=1"
+STEPS = {"float": 5, "quantize": 13, "fold": 25}  # 9 batches an epoch: 9 float, 18 quantized
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "runs" / "small").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(folder, *SMALL, EVERY_STEP.lstrip("+"))
+    assert done.returncode == 0, done.stderr
+    return only_run(folder)
+
+
+@pytest.mark.parametrize("phase", STEPS)
+def test_killed_and_resumed_is_bit_identical(phase, whole, tmp_path):
+    kill = f"{{_target_: tests.runs.KillAt, step: {STEPS[phase]}, mark: '{tmp_path}/mark'}}"
+    command = [*SMALL, EVERY_STEP.lstrip("+"), f"+callbacks.kill={kill}"]
+    died = train(tmp_path, *command)
+    assert died.returncode == -9, died.stderr
+    saved = torch.load(only_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == STEPS[phase]
+    assert saved["epoch"] * 9 < STEPS[phase] < (saved["epoch"] + 1) * 9
+    resumed = train(tmp_path, *command, "ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    check_equal(whole, only_run(tmp_path))
+
+
+def check_equal(whole: Path, resumed: Path) -> None:
+    a, b = (
+        torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in (whole, resumed)
+    )
+    assert a.keys() == b.keys()
+    assert not [k for k in a if not torch.equal(a[k], b[k])]
+    for name in ("model.onnx", "model.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    reports = [json.loads((run / "report.json").read_text()) for run in (whole, resumed)]
+    for key in ("accuracy", "agreement", "difference", "layers", "sites"):
+        assert reports[0][key] == reports[1][key]
+
+
+def test_resuming_a_finished_run_repeats_its_artifact(whole):
+    before = (whole / "model.onnx").read_bytes()
+    done = train(whole.parents[2], *SMALL, "ckpt_path=last")
+    assert done.returncode == 0, done.stderr
+    assert only_run(whole.parents[2]) == whole
+    assert (whole / "model.onnx").read_bytes() == before
