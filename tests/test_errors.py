@@ -1,4 +1,4 @@
-"""Every mistake a user can make at the command line ends in one sentence: what, where, what to do."""
+"""Every mistake at the command line ends in one sentence: what came, where, what to do."""
 
 import os
 import subprocess
@@ -52,9 +52,9 @@ def fails(arguments, folder, monkeypatch, capsys):
         (["optimzer=sgd"], ["optimzer", "--help"]),
         (["schedule.epoch=3"], ["epoch", "--help"]),
         (["data=arrays"], ["value for data.path", "data.path=..."]),
-        ([*TINY, "scheme.rules.body.weight.bits=17"], ["bits from 2 to 16", "17", "choose"]),
-        ([*TINY, "scheme.rules.body.weight.bits=1"], ["bits from 2 to 16", "bits=1", "choose"]),
-        ([*TINY, "scheme.rules.body.weight.bits=x"], ["bits to be int", "'x'", "correct"]),
+        ([*DIGITS, "scheme.rules.body.weight.bits=17"], ["bits from 2 to 16", "17", "choose"]),
+        ([*DIGITS, "scheme.rules.body.weight.bits=1"], ["bits from 2 to 16", "bits=1", "choose"]),
+        ([*DIGITS, "scheme.rules.body.weight.bits=x"], ["bits to be int", "'x'", "correct"]),
         (
             [*TINY, "+scheme.rules.mine={match: nosuch, weight: {bits: 4}}"],
             ["rule 'mine'", "match='nosuch'", "correct the pattern"],

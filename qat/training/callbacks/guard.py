@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from qat.errors import TrainingError
 
@@ -29,12 +30,16 @@ class StopOnNonFinite(pl.Callback):
         del batch, pl_module
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None and not bool(torch.isfinite(loss)):
-            saved = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            saved = [c.best_model_path for c in _checkpoints(trainer) if c.best_model_path]
             raise TrainingError(
                 f"expected a finite loss, got {float(loss)} in epoch {trainer.current_epoch}, "
                 f"batch {batch_idx}: lower optimizer.lr or optimizer.qat_lr, or set "
-                f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({saved})."
+                f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({(saved or ['none yet'])[0]})."
             )
+
+
+def _checkpoints(trainer: pl.Trainer) -> list[ModelCheckpoint]:
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
 
 
 class SeedSteps(pl.Callback):
