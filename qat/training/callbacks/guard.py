@@ -30,7 +30,8 @@ class StopOnNonFinite(pl.Callback):
         del batch, pl_module
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None and not bool(torch.isfinite(loss)):
-            saved = [c.best_model_path for c in _checkpoints(trainer) if c.best_model_path]
+            paths = [c.best_model_path for c in _checkpoints(trainer) if c.best_model_path]
+            saved = paths[0] if paths else "none yet"
             raise TrainingError(
                 f"expected a finite loss, got {float(loss)} in epoch {trainer.current_epoch}, "
                 f"batch {batch_idx}: lower optimizer.lr or optimizer.qat_lr, or set "
