@@ -55,8 +55,8 @@ def test_imports_go_down(path):
         assert not module.startswith("torch.ao")
 
 
-def public(tree: ast.AST) -> list[ast.AST]:
-    found = []
+def public(tree: ast.AST) -> list[ast.ClassDef | ast.FunctionDef]:
+    found: list[ast.ClassDef | ast.FunctionDef] = []
     for node in getattr(tree, "body", []):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             found.append(node)

@@ -35,7 +35,7 @@ class StopOnNonFinite(pl.Callback):
             raise TrainingError(
                 f"expected a finite loss, got {float(loss)} in epoch {trainer.current_epoch}, "
                 f"batch {batch_idx}: lower optimizer.lr or optimizer.qat_lr, or set "
-                f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({(saved or ['none yet'])[0]})."
+                f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({saved})."
             )
 
 
