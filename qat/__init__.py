@@ -3,7 +3,8 @@
 from qat.errors import QatError
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
+from qat.graph.integer import IntegerRun
 from qat.spec import QuantSpec, Rule, Scheme
 
-__all__ = ["QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]
+__all__ = ["IntegerRun", "QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]
 __version__ = "0.1.0"

@@ -6,17 +6,18 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 import qat
 from qat.export.onnx import export_onnx
@@ -25,6 +26,7 @@ from qat.export.report import Report, layer_rows
 from qat.export.runtime import OnnxModel
 from qat.export.verify import Verification, compare_outputs, compare_sites
 from qat.graph.convert import convert
+from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
 from qat.graph.trace import Captured
 from qat.training.evaluate import accuracy, predict
@@ -115,12 +117,13 @@ def write_artifact(
 
 
 def _verify(
-    captured: Captured, model: nn.Module, path: Path, sites: list[str], evaluation: Evaluation
+    captured: Captured, model: fx.GraphModule, path: Path, sites: list[str], evaluation: Evaluation
 ) -> tuple[dict[str, float], Verification]:
-    runs = {
-        "fake_quant": captured,
-        "converted": model,
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        "fake_quant": IntegerRun(captured),
+        "converted": IntegerRun(model),
         "onnxruntime": OnnxModel(path),
+        "simulated": captured,
         "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
     }
     logits: dict[str, Tensor] = {}
@@ -134,7 +137,7 @@ def _verify(
     check = Verification(
         agreement={kind: pair[0] for kind, pair in pairs.items()},
         difference={kind: pair[1] for kind, pair in pairs.items()},
-        sites=compare_sites(model, path, sites, sample),
+        sites=compare_sites(partial(IntegerRun, model), path, sites, sample),
         threshold=evaluation.threshold,
     )
     return scores, check

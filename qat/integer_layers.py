@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qat.fake_quant import FakeQuant
 from qat.functional.codes import dequantize_codes, quantize_codes
-from qat.layers import QuantizedLayer, restore_layer
+from qat.layers import IntegerParameters, QuantizedLayer, restore_layer
 from qat.spec import QuantSpec
 from qat.subclass import reduce_subclass, specialise
 
@@ -92,6 +92,16 @@ class IntegerLayer(nn.Module):
             return self._buffers.get("bias_float")
         return dequantize_codes(self.bias_codes, self.bias_scale, None, 0, 0)
 
+    def integers(self) -> IntegerParameters:
+        """Return codes and scales as ``QuantizedLayer.integers`` gave them."""
+        scale, zero_point = self.weight_scale, self.weight_zero_point.float()
+        if scale.ndim == 1 and not self.block:
+            shape = [-1 if a == self.axis else 1 for a in range(self.weight_codes.ndim)]
+            scale, zero_point = scale.view(shape), zero_point.view(shape)
+        is_integer = self.bias_codes is not None
+        bias = self.bias_codes if is_integer else self._buffers.get("bias_float")
+        return IntegerParameters(self.weight_codes, scale, zero_point, bias, self.bias_scale)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce_subclass(self, IntegerLayer)
 
@@ -111,7 +121,7 @@ def _onnx_layout(scale: Tensor, shape: torch.Size) -> tuple[Tensor, int, int]:
 
 def convert_layer(layer: QuantizedLayer) -> None:
     """Turn a folded layer into an ``IntegerLayer``, in place."""
-    parts, spec = layer.integers(), layer.weight_quant.spec
+    parts, spec = layer.integers(), layer.spec
     storage = storage_type(spec, signed=spec.signed)
     shape = parts.weight.shape
     scale, axis, block = _onnx_layout(parts.weight_scale, shape)

@@ -38,7 +38,7 @@ from qat.functional.affine import (
     quantize_bias,
 )
 from qat.functional.ste import power_of_two, replace_value
-from qat.spec import BatchNormMode
+from qat.spec import BatchNormMode, QuantSpec
 from qat.subclass import generalise, reduce_subclass, specialise
 
 
@@ -116,6 +116,11 @@ class QuantizedLayer(nn.Module):
         return weight if mask is None else weight * mask
 
     @property
+    def spec(self) -> QuantSpec:
+        """The weight's number format."""
+        return self.weight_quant.spec
+
+    @property
     def _quantizes(self) -> bool:
         source = self.links.input_quant
         return self.weight_quant.active and source is not None and source.active
@@ -186,7 +191,7 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def _bias_scale(self) -> Tensor | None:
         """Return the accumulator's scale ``(O,)``, or ``None`` where there is no integer one."""
-        source, spec = self.links.input_quant, self.weight_quant.spec
+        source, spec = self.links.input_quant, self.spec
         if source is None or not source.active or spec.group_size is not None:
             return None
         bias, held = self._folded_bias(), self._folded_scales()[1] / spec.storage_gain

@@ -19,7 +19,7 @@ def reduce_subclass(module: nn.Module, mixin: type[nn.Module]) -> Any:
         module: A module that was specialised.
         mixin: What it was specialised with.
     """
-    return _rebuild, (type(module).__bases__[1], mixin), module.__dict__
+    return _rebuild, (original_class(module), mixin), module.__dict__
 
 
 @cache
@@ -54,4 +54,23 @@ def generalise(module: nn.Module, *state: str) -> None:
     """
     for name in state:
         del module.__dict__[name]
-    module.__class__ = type(module).__bases__[1]
+    module.__class__ = original_class(module)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that ``module`` had before ``specialise``."""
+    return type(module).__bases__[1]
+
+
+def plain_twin(module: nn.Module, **parameters: Any) -> nn.Module:
+    """Return a module of the original class that computes with ``parameters`` in place of its own.
+
+    Args:
+        module: A module that was specialised; it is not changed.
+        **parameters: A tensor, or ``None``, for every parameter of the original class.
+    """
+    kind = original_class(module)
+    twin = kind.__new__(kind)
+    twin.__dict__.update(module.__dict__)
+    twin._parameters, twin._buffers, twin._modules = dict(parameters), {}, {}
+    return twin

@@ -78,11 +78,12 @@ def load_ours(checkpoint: Checkpoint, overrides: Sequence[str]) -> Subject:
     """Return the model of a training checkpoint, in the phase that it was saved in."""
     from qat.cli import compose_data
     from qat.restore import restore
+    from qat.training.evaluate import inference
     from qat.training.phases import phase_of
 
     setup = restore(checkpoint, compose_data(overrides, checkpoint.config))
     shown = f"training checkpoint, phase {phase_of(setup.captured)}"
-    return Subject("checkpoint", setup.captured, setup.data, shown)
+    return Subject("checkpoint", inference(setup.captured), setup.data, shown)
 
 
 def load_float(file: Path, overrides: Sequence[str]) -> Subject:

@@ -53,6 +53,16 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int, block: int) 
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis, **options)
 
 
+def _mean(x: Any, dim: Any, keepdim: bool = False, dtype: int | None = None) -> Any:
+    """Average over images as the operator that runtimes have an integer kernel for."""
+    rank = len(x.shape)
+    if rank == 4 and {d % rank for d in dim} == {2, 3} and dtype is None:
+        y = op.GlobalAveragePool(x)
+        return y if keepdim else op.Squeeze(y, op.Constant(value_ints=[2, 3]))
+    y = op.ReduceMean(x, op.Constant(value_ints=list(dim)), keepdims=keepdim)
+    return y if dtype is None else op.Cast(y, to=dtype)
+
+
 def export_onnx(
     model: fx.GraphModule,
     example: Tensor,
@@ -94,6 +104,7 @@ def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
     table: dict[Any, Any] = {
         torch.ops.qat.quantize.default: _quantize,
         torch.ops.qat.dequantize.default: _dequantize,
+        torch.ops.aten.mean.dim: _mean,
     }
     with _quiet():
         try:

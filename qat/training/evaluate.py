@@ -1,12 +1,20 @@
-"""Accuracy of anything that maps a batch to logits, over a whole loader and all processes."""
+"""Accuracy of anything that maps a batch to logits, over a whole loader and all processes.
+
+From the fold stage on a model is evaluated on integers: what is measured is what will run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from qat.graph.integer import IntegerRun
+from qat.graph.trace import Captured
+from qat.training.phases import phase_of
 
 
 def first_output(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
@@ -16,9 +24,16 @@ def first_output(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Ten
     return next(iter(output.values())) if isinstance(output, dict) else output[0]
 
 
+def inference(model: nn.Module) -> Callable[[Tensor], Any]:
+    """Return what evaluates ``model``: the integer reference in its fold stage, else the model."""
+    if isinstance(model, Captured) and phase_of(model) == "fold":
+        return IntegerRun(model)
+    return model
+
+
 @torch.no_grad()
 def predict(
-    run: Callable[[Tensor], Tensor], loader: Iterable[tuple[Tensor, Tensor]]
+    run: Callable[[Tensor], Any], loader: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """Return all logits ``(N, K)`` and labels ``(N,)`` of ``loader``, on the CPU.
 
@@ -49,9 +64,9 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    counts = torch.zeros(2, dtype=torch.long, device=device)
+    run, counts = inference(model), torch.zeros(2, dtype=torch.long, device=device)
     for x, y in loader:
-        hits = first_output(model(x.to(device))).argmax(1) == y.to(device)
+        hits = first_output(run(x.to(device))).argmax(1) == y.to(device)
         counts += torch.stack([hits.sum(), torch.tensor(len(y), device=device)])
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():

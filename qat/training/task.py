@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from qat.fake_quant import Phase, fake_quants, scale_parameters
 from qat.graph.plan import Plan
-from qat.training.evaluate import first_output
+from qat.training.evaluate import first_output, inference
 from qat.training.optim import Rates, make_optimizer
 from qat.training.phases import is_quantized
 from qat.training.schedule import Schedule
@@ -74,11 +74,11 @@ class QATTask(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch to the validation metrics; in full precision, as it will ship."""
+        """Add one batch to the validation metrics; in full precision, at last on integers."""
         del batch_idx
         x, y = batch
         with torch.autocast(x.device.type, enabled=False):
-            logits = self(x.float()).float()
+            logits = first_output(inference(self.model)(x.float())).float()
         self.val_accuracy.update((logits.argmax(1) == y).float() * 100)
         self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
 

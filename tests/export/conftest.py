@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qat.export.onnx import export_onnx
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
+from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
 from qat.layers import fold
 from qat.models import build
@@ -23,7 +24,7 @@ LEARNED = {"quantizer": "lsq", "observer": "mse"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A converted model, its file and what it was calibrated on."""
+    """A converted model, its file, what it was calibrated on, and its logits on integers."""
 
     model: fx.GraphModule
     plan: Plan
@@ -60,8 +61,7 @@ def export(model: nn.Module, scheme: Scheme, x: Tensor, path: Path) -> Exported:
     fold(captured)
     converted = convert(captured)
     sites = export_onnx(converted, x[:1], path, metadata={"classes": ["a", "b"], "seed": 3})
-    with torch.no_grad():
-        return Exported(converted, plan, path, sites, x, converted(x))
+    return Exported(converted, plan, path, sites, x, IntegerRun(converted)(x))
 
 
 @pytest.fixture(scope="session")

@@ -103,9 +103,11 @@ def test_whole_artifact(tmp_path):
     assert found["agreement"] == {
         "converted": 1.0,
         "onnxruntime": 1.0,
+        "simulated": 1.0,
         "onnxruntime_unoptimised": 1.0,
     }
-    kinds = ["float", "fake_quant", "converted", "onnxruntime", "onnxruntime_unoptimised"]
+    kinds = ["float", "fake_quant", "converted", "onnxruntime", "simulated"]
+    kinds.append("onnxruntime_unoptimised")
     assert list(found["accuracy"]) == kinds
     hits = (captured.eval()(x).argmax(1) == y).double().mean().item() * 100
     assert found["accuracy"]["fake_quant"] == pytest.approx(hits)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -6,6 +8,7 @@ import torch
 from qat.errors import VerificationError
 from qat.export.runtime import OnnxModel
 from qat.export.verify import SiteDifference, Verification, compare_outputs, compare_sites
+from qat.graph.integer import IntegerRun
 
 
 def tamper(path, target, change, *, layer="layer2.1.conv1"):
@@ -40,11 +43,12 @@ def flip_all(codes):
 def test_one_flipped_code_is_found_where_it_is(exported_resnet20, tmp_path, layer, site):
     exported = exported_resnet20(2, 2)
     path = tamper(exported.path, tmp_path / "bad.onnx", flip_one, layer=layer)
-    found = compare_sites(exported.model, path, exported.sites, exported.x[:16])
+    run = partial(IntegerRun, exported.model)
+    found = compare_sites(run, path, exported.sites, exported.x[:16])
     first = Verification({}, {}, found).first_difference
     assert first is not None
     assert first.site == site
-    whole = compare_sites(exported.model, exported.path, exported.sites, exported.x[:16])
+    whole = compare_sites(run, exported.path, exported.sites, exported.x[:16])
     assert Verification({}, {}, whole).first_difference is None
 
 
@@ -52,7 +56,7 @@ def test_a_tampered_file_does_not_pass(exported_resnet20, tmp_path):
     exported = exported_resnet20(2, 2)
     path = tamper(exported.path, tmp_path / "bad.onnx", flip_all)
     agreement, difference = compare_outputs(exported.logits, OnnxModel(path)(exported.x))
-    sites = compare_sites(exported.model, path, exported.sites, exported.x[:8])
+    sites = compare_sites(partial(IntegerRun, exported.model), path, exported.sites, exported.x[:8])
     check = Verification({"onnxruntime": agreement}, {"onnxruntime": difference}, sites)
     assert not check.passed
     with pytest.raises(VerificationError, match=r"onnxruntime.*site 'layer2\.1\.relu1'"):
@@ -60,12 +64,15 @@ def test_a_tampered_file_does_not_pass(exported_resnet20, tmp_path):
 
 
 def test_threshold():
-    check = Verification({"a": 1.0, "b": 0.99}, {}, threshold=0.99)
+    agreement = {"converted": 1.0, "onnxruntime": 0.99, "simulated": 0.9}
+    check = Verification(agreement, {}, threshold=0.99)
     assert check.passed
     check.check()
     check.threshold = 0.9901
     assert not check.passed
-    with pytest.raises(VerificationError, match=r"expected b .*99\.01%.*got 99\.00%.*output only"):
+    with pytest.raises(
+        VerificationError, match=r"expected onnxruntime .*99\.01%.*got 99\.00%.*output only"
+    ):
         check.check()
 
 

@@ -1,0 +1,180 @@
+"""The integer reference: run a graph on codes, and round where and as integer kernels round.
+
+Simulation in float rounds every product and every partial sum a little; where a value lies close
+to the middle between two codes it may take the other one than a chip does, and one such flip
+spreads through the layers behind it. Here accumulators are exact integers, rounded once, onto the
+grid of the site that reads them, behind one float32 multiplier: what onnxruntime's integer kernels
+compute, code for code. Operations without an integer kernel run in float on the real values.
+
+Source: Jacob et al., arXiv:1712.05877, section 2.2; the multiplier there is a fixed-point number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from qat.batch_norm import Stage, StagedBatchNorm
+from qat.fake_quant import FakeQuant
+from qat.functional.affine import expand
+from qat.graph.integer_values import Accumulator, Clipped, Codes, Pending, Sum
+from qat.graph.ops import OPS, WEIGHTED, op_name
+from qat.graph.trace import Captured
+from qat.integer_layers import ActivationCodec, IntegerLayer
+from qat.layers import QuantizedLayer
+from qat.subclass import original_class, plain_twin
+
+_EXACT = 2**24  # float32 holds every integer up to here
+_UNCHANGED = ("identity", "dropout")
+Observer = Callable[[ActivationCodec, Tensor], Tensor]
+
+
+class IntegerRun(fx.Interpreter):
+    """A model that runs on integers; call it with a batch.
+
+    Args:
+        model: A captured model in its fold stage with every quantizer on, or a converted one.
+        observer: Called at every quantize with its grid and the stored codes, float32; the run
+            goes on with the codes that it returns.
+    """
+
+    def __init__(self, model: Captured | fx.GraphModule, observer: Observer | None = None) -> None:
+        graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
+        super().__init__(model, graph=graph)
+        self.observer = observer
+        self.grids: dict[nn.Module, ActivationCodec] = {}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Any:
+        """Return what the model returns in eval mode for one batch ``(N, ...)`` of real values."""
+        self.grids.clear()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.run(x.float())
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = self._on_integers(n, args, kwargs)
+        return self._call(n, args, kwargs, _real) if result is None else result
+
+    def _call(self, n: fx.Node, args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
+        changed: Any = [map_aggregate(values, change) for values in (args, kwargs)]
+        return getattr(self, n.op)(n.target, *changed)
+
+    def _on_integers(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Return what integer arithmetic makes of ``n``, or ``None`` where it has no say."""
+        module = self.submodules.get(str(n.target)) if n.op == "call_module" else None
+        name, x = op_name(n, self.submodules), args[0] if args else None
+        if isinstance(module, FakeQuant | ActivationCodec):
+            return self._quantize(module, x)
+        if name in _UNCHANGED or _is_folded(module):
+            return x
+        if name in WEIGHTED and isinstance(x, Codes) and _has_integer_kernel(module, x):
+            return _accumulate(module, x)
+        if name in ("relu", "relu6") and isinstance(x, Pending):
+            return Clipped(x, 0.0, OPS[name].upper or float("inf"))
+        if name == "add" and not kwargs and all(isinstance(a, Codes) for a in args):
+            return Sum(*args)
+        if name == "average_pool" and isinstance(x, Codes):
+            return self._average(n, args, kwargs)
+        if name in OPS and (OPS[name].passes or OPS[name].joins) and name != "pad":
+            return self._move(n, args, kwargs)
+        return None
+
+    def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes:
+        grid = self._grid(module)
+        if isinstance(x, Pending):
+            codes = x.codes(grid).clamp(grid.qmin, grid.qmax)
+        else:
+            codes = grid.codes(_real(x)).float()
+        if self.observer is not None:
+            codes = self.observer(grid, codes)
+        return Codes(codes - grid.zero_point.float(), grid)
+
+    def _grid(self, module: FakeQuant | ActivationCodec) -> ActivationCodec:
+        if isinstance(module, ActivationCodec):
+            return module
+        if module not in self.grids:
+            self.grids[module] = ActivationCodec(module)
+        return self.grids[module]
+
+    def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Accumulator | None:
+        """Average a whole image, the one kind of average pool that has an integer kernel."""
+        x: Codes = args[0]
+        count = x.steps[0, 0].numel() if x.steps.ndim == 4 else 0
+        mean = self._call(n, args, kwargs, lambda v: _steps(v).double() if v is x else v)
+        if mean.numel() * count != x.steps.numel():
+            return None
+        return Accumulator((mean * count).round().float(), x.grid.scale, count)
+
+    def _move(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run what only moves values on the steps of codes, where all share one grid."""
+        grids: list[ActivationCodec | None] = []
+
+        def steps(value: Any) -> Any:
+            if isinstance(value, Codes | Pending):
+                grids.append(value.grid if isinstance(value, Codes) else None)
+            return _steps(value)
+
+        moved = self._call(n, args, kwargs, steps)
+        if not grids or None in grids or len(set(grids)) > 1:
+            return None
+        return map_aggregate(moved, lambda v: Codes(v, grids[0]) if _is_real(v) else v)  # pyright: ignore[reportArgumentType]
+
+
+def _real(value: Any) -> Any:
+    return value.real() if isinstance(value, Codes | Pending) else value
+
+
+def _steps(value: Any) -> Any:
+    return value.steps if isinstance(value, Codes) else _real(value)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _is_folded(module: nn.Module | None) -> bool:
+    return isinstance(module, StagedBatchNorm) and module.stage is Stage.FOLDED
+
+
+def _has_integer_kernel(layer: Any, x: Codes) -> bool:
+    """Whether a runtime multiplies codes: at most 8 bits, one scale for each accumulator."""
+    if not isinstance(layer, QuantizedLayer | IntegerLayer):
+        return False
+    spec = layer.spec
+    narrow = max(spec.bits, x.grid.spec.bits) <= 8 and spec.group_size is None
+    kind = original_class(layer)
+    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
+    return narrow and all(m.__module__.startswith("torch.nn.") for m in methods)
+
+
+def _accumulate(layer: Any, x: Codes) -> Accumulator | None:
+    """Multiply codes by a layer's codes and add its bias, exactly."""
+    parts = layer.integers()
+    if parts.bias is not None and parts.bias_scale is None:
+        return None
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
+    others = [a for a in range(weight.ndim) if a != axis]
+    reach = weight.abs().sum(others).max() * x.steps.abs().max()
+    if parts.bias is not None:
+        reach = reach + parts.bias.abs().max()
+    fits = x.steps.device.type == "cpu" and bool(reach < _EXACT)  # GPUs choose inexact algorithms
+    kind = torch.float32 if fits else torch.float64
+    bias = None if parts.bias is None else parts.bias.to(kind)
+    sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
+    scale = x.grid.scale * _per_channel(parts.weight_scale)
+    if scale.numel() > 1:
+        scale = scale.view(-1, *[1] * (weight.ndim - 2))
+    return Accumulator(sums.float(), scale)
+
+
+def _per_channel(scale: Tensor) -> Tensor:
+    """Return the scale of each output channel, ``(O,)``, or the only one, ``()``."""
+    return scale if scale.ndim == 0 else scale.reshape(*scale.shape[:2], -1)[..., 0].flatten()

@@ -1,0 +1,113 @@
+"""What travels through a graph that runs on integers: codes, and results not yet rounded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qat.integer_layers import ActivationCodec
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor on a grid, real values ``grid.scale * steps``.
+
+    Attributes:
+        steps: Stored codes less the zero point: integers as float32. Shape ``(...)``.
+        grid: The quantize that made them.
+    """
+
+    steps: Tensor
+    grid: ActivationCodec
+
+    def real(self) -> Tensor:
+        """Return the real values, shape of ``steps``."""
+        return self.steps * self.grid.scale
+
+
+class Pending(ABC):
+    """A result that is not rounded yet: whoever reads it says onto which grid."""
+
+    @abstractmethod
+    def real(self) -> Tensor:
+        """Return the real values, float32."""
+
+    @abstractmethod
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Return stored codes on ``grid``, rounded but not held in its range, float32."""
+
+
+@dataclass(frozen=True)
+class Accumulator(Pending):
+    """Exact sums, real values ``sums * scale / count``.
+
+    Attributes:
+        sums: Integers; float32, so the largest are rounded to 24 bits. Shape ``(...)``.
+        scale: Broadcasts against ``sums``.
+        count: What an average divides by.
+    """
+
+    sums: Tensor
+    scale: Tensor
+    count: int = 1
+
+    def real(self) -> Tensor:
+        """Return the real values, shape of ``sums``."""
+        return self.sums * (self.scale / self.count)
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Round once, behind one float32 multiplier for each channel."""
+        multiplier = self.scale / (grid.scale * self.count)
+        return (self.sums * multiplier).round() + grid.zero_point.float()
+
+
+@dataclass(frozen=True)
+class Sum(Pending):
+    """The sum of two tensors that lie on grids of their own; their shapes broadcast."""
+
+    a: Codes
+    b: Codes
+
+    def real(self) -> Tensor:
+        """Return the real values."""
+        return self.a.real() + self.b.real()
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Add stored codes by two fused multiply-adds, as vectorised integer kernels do."""
+        (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (_stored(x, grid) for x in (self.a, self.b))
+        offset = grid.zero_point.float() - _fused(zero_a, ratio_a, zero_b * ratio_b)
+        return _fused(a, ratio_a, _fused(b, ratio_b, offset)).round()
+
+
+@dataclass(frozen=True)
+class Clipped(Pending):
+    """A result held in the range ``low..high`` of real values, such as behind a ReLU."""
+
+    source: Pending
+    low: float
+    high: float
+
+    def real(self) -> Tensor:
+        """Return the real values."""
+        return self.source.real().clamp(self.low, self.high)
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Clip codes instead of values: rounding is monotone, so that is the same."""
+        low, high = (
+            float((torch.tensor(end) / grid.scale.cpu()).round() + grid.zero_point.cpu())
+            for end in (self.low, self.high)
+        )
+        return self.source.codes(grid).clamp(low, high)
+
+
+def _stored(x: Codes, grid: ActivationCodec) -> tuple[Tensor, Tensor, Tensor]:
+    zero_point = x.grid.zero_point.float()
+    return x.steps + zero_point, x.grid.scale / grid.scale, zero_point
+
+
+def _fused(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Return ``x * y + z`` in float32 with a single rounding."""
+    return (x.double() * y.double() + z.double()).float()
