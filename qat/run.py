@@ -36,6 +36,7 @@ from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
 Config = Mapping[str, Any]
+HYPERPARAMETERS = ("optimizer", "schedule", "scheme", "pruning", "model", "data", "seed", "ckpt")
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -267,7 +268,7 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
     metrics = {f"final/{k}": v for k, v in report.accuracy.items()}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(_flat(config), metrics)
+            logger.log_hyperparams(hyperparameters(config), metrics)
         else:
             logger.log_metrics(metrics, trainer.global_step)
         logger.finalize("success")
@@ -310,12 +311,16 @@ def write_plan(plan: Plan, config: Config, folder: Path) -> None:
         ) from error
 
 
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return what sets a run apart, under dotted names, as TensorBoard wants hyper-parameters."""
+    return _flat({key: config[key] for key in HYPERPARAMETERS})
+
+
 def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names, as TensorBoard wants hyper-parameters."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             result.update(_flat(value, f"{prefix}{key}."))
-        else:
+        elif not key.startswith("_") or key == "_target_":
             result[prefix + key] = value if isinstance(value, int | float | str) else str(value)
     return result

@@ -1,4 +1,4 @@
-"""Fill the results table of recipes/README.md from run folders: no figure is ever typed.
+"""Fill the results table and the recipes' headers from run folders: no figure is ever typed.
 
 Of every recipe the newest run that passed counts; several seeds give mean and deviation.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 START, END = "<!-- results -->", "<!-- /results -->"
+MEASURED = "# Measured: "
 HEAD = (
     "run",
     "seeds",
@@ -84,13 +85,36 @@ def fill(page: str, text: str) -> str:
     return f"{before}{START}\n{text}\n{END}{after}"
 
 
+def measured(reports: list[dict[str, Any]]) -> str:
+    """Return the header line of a recipe: what to expect, of which seeds, when and where."""
+    _, seeds, in_float, _, integers, agreement, _, _, seconds, date, machine = row("", reports)
+    return (
+        f"{MEASURED}float {in_float} %, onnxruntime {integers} %, agreement {agreement} %, "
+        f"seed {seeds}; {seconds} s\n#   on {machine}; {date}."
+    )
+
+
+def stamp(recipe: str, line: str) -> str:
+    """Put ``line`` at the end of the comments that open a recipe, in place of an older one."""
+    lines = recipe.splitlines()
+    head = lines[: lines.index("defaults:")]
+    old = next((i for i, text in enumerate(head) if text.startswith(MEASURED)), len(head))
+    return "\n".join([*head[:old], line, *lines[len(head) :]]) + "\n"
+
+
 def main() -> None:
-    """Print the table, or write it into a page that has the marks."""
+    """Print the table, or write it into a page that has the marks, and into recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, searched through")
     parser.add_argument("--into", type=Path, help=f"a page with {START} and {END}")
+    parser.add_argument("--recipes", type=Path, help="a folder of recipes whose headers to fill")
     options = parser.parse_args()
-    text = table(read_runs(options.folders))
+    runs = read_runs(options.folders)
+    text = table(runs)
+    for name, reports in runs.items() if options.recipes else ():
+        path = options.recipes / f"{name}.yaml"
+        if path.is_file():
+            path.write_text(stamp(path.read_text(), measured(reports)))
     if options.into is None:
         print(text)
         return

@@ -20,7 +20,7 @@ SMALL = [
     "callbacks.calibrate.num_batches=1",
     "callbacks.monitor.histograms=false",
     "trainer.accelerator=cpu",
-    "export.threshold=0.0",
+    "export.threshold=1.0",
 ]
 
 

@@ -24,7 +24,7 @@ TWO_STEPS = [
     "callbacks.calibrate.num_batches=1",
     "callbacks.progress=null",
     "logger=none",
-    "export.threshold=0.0",
+    "export.threshold=1.0",
 ]
 TINY = [
     "recipe=tabular_w8a8",

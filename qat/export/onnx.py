@@ -22,6 +22,7 @@ from onnxscript import ir, opset21
 from torch import Tensor, fx
 
 from qat.errors import ExportError
+from qat.export.workarounds import respect_limits
 from qat.integer_layers import ActivationCodec
 
 OPSET = 21
@@ -86,6 +87,7 @@ def export_onnx(
         ExportError: If an operation of the model has no form in ONNX, or the file is not valid.
     """
     proto = _translate(model.eval(), example)
+    respect_limits(proto)
     del proto.metadata_props[:]
     for key, value in (metadata or {}).items():
         proto.metadata_props.add(key=key, value=json.dumps(value))

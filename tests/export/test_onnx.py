@@ -11,13 +11,16 @@ from qat.errors import ExportError
 from qat.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs, compare_sites
+from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
+from qat.graph.insert import prepare
 from qat.graph.integer import IntegerRun
 from qat.integer_layers import IntegerLayer
+from qat.layers import fold
 from qat.models import build
 from qat.spec import Rule
 from tests.export.conftest import Exported, export
-from tests.helpers import folded, make_scheme, smooth_images, warm_up
+from tests.helpers import calibrate, folded, make_scheme, smooth_images, warm_up
 
 SCHEMES = [(8, 8), (4, 8), (4, 4), (2, 2)]
 INTEGERS = {onnx.TensorProto.INT8, onnx.TensorProto.INT16}
@@ -243,3 +246,26 @@ def test_missing_and_damaged_files(tmp_path):
     broken.write_bytes(b"no model at all")
     with pytest.raises(ExportError, match=r"broken\.onnx"):
         OnnxModel(broken)
+
+
+@pytest.mark.parametrize(("low", "refused"), [(1e-6, True), (1.0, False)])
+def test_average_pool_of_a_dead_image_still_runs(tmp_path, low, refused):
+    """Input and output scales so far apart that onnxruntime's kernel does not take them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    x = smooth_images(8, 8)
+    captured, _ = prepare(model, make_scheme(), x[:2])
+    calibrate(captured, x)
+    pool = captured.get_submodule("activations.1")
+    assert isinstance(pool, FakeQuant)
+    pool.quantizer.set_range(torch.tensor(-low), torch.tensor(low))
+    fold(captured)
+    converted = convert(captured)
+    path = tmp_path / "model.onnx"
+    export_onnx(converted, x[:1], path)
+    ops = Counter(n.op_type for n in onnx.load(path).graph.node)
+    assert ops["ReduceMean"] == refused
+    assert ops["GlobalAveragePool"] == (not refused)
+    torch.testing.assert_close(OnnxModel(path)(x), IntegerRun(converted)(x))

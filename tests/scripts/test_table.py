@@ -54,3 +54,20 @@ def test_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "expected <!-- results -->" in done.stderr
     assert page.read_text() == "mine"
+
+
+def test_header_of_a_recipe_is_filled_and_filled_again(tmp_path: Path) -> None:
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "r.yaml").write_text("# @package _global_\n# what it is\ndefaults:\n  - a\n")
+    (recipes / "other.yaml").write_text("defaults: []\n")
+    for seed, accuracy in ((0, 88.0), (1, 90.0)):
+        write(tmp_path / f"runs/{seed}", seed, accuracy, when=seed + 1)
+        assert run(tmp_path / "runs", "--recipes", recipes).returncode == 0
+    assert (recipes / "r.yaml").read_text() == (
+        "# @package _global_\n# what it is\n"
+        "# Measured: float 90.00 ± 0.00 %, onnxruntime 89.00 ± 1.41 %, agreement 100.00 %, "
+        "seed 0, 1; 4.00 ± 0.00 s\n#   on m; 2020-01-02.\n"
+        "defaults:\n  - a\n"
+    )
+    assert (recipes / "other.yaml").read_text() == "defaults: []\n"

@@ -14,6 +14,17 @@ from qat.layers import quantized_layers
 from qat.training.callbacks.calibrate import Calibrate
 from qat.training.task import QATTask
 
+DASHBOARD = {
+    "overview": {
+        "accuracy, percent": ["Multiline", ["val/quantized_accuracy", "val/float_baseline"]],
+        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        "signal to quantization noise, decibel": ["Multiline", ["sqnr_db/.*"]],
+        "share clipped": ["Multiline", ["clipped/.*"]],
+        "share of zero weights": ["Multiline", ["sparsity/.*"]],
+    }
+}
+"""TensorBoard's Custom Scalars page: what belongs together in one chart."""
+
 
 class Monitor(pl.Callback):
     """Log, after every validation, what quantization does to each site, on one fixed batch.
@@ -27,6 +38,13 @@ class Monitor(pl.Callback):
         self.num_samples = num_samples
         self.histograms = histograms
         self._batch: Tensor | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lay out TensorBoard's Custom Scalars page."""
+        del pl_module
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(DASHBOARD)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and log."""
