@@ -88,10 +88,10 @@ def load_ours(checkpoint: Checkpoint, overrides: Sequence[str]) -> Subject:
 
 def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     """Return the float model of the composed config, with the weights of ``file``."""
+    from qat.assemble import make_model
     from qat.cli import compose_plain
     from qat.errors import ConfigError
     from qat.models import load_checkpoint
-    from qat.run import make_model
 
     if not overrides:
         raise ConfigError(
@@ -125,7 +125,7 @@ def load_onnx(file: Path, overrides: Sequence[str]) -> Subject:
 
 def make_data(config: Mapping[str, Any]) -> DataModule:
     """Return the data of a config, loaded."""
-    from qat.run import make
+    from qat.assemble import make
 
     data: DataModule = make(config["data"], seed=config["seed"])
     data.setup()

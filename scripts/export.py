@@ -58,10 +58,11 @@ def choose_folder(checkpoint: Path, out: Path | None, *, force: bool) -> Path:
 def export(arguments: argparse.Namespace) -> int:
     """Restore, fold where needed, write and verify; returns the exit status."""
     from qat.artifact import Baseline, write_artifact
+    from qat.assemble import describe, make_evaluation
     from qat.cli import compose_data
     from qat.errors import CheckpointError
     from qat.restore import finish, read_checkpoint, restore
-    from qat.run import describe, make_evaluation, write_plan
+    from qat.run import write_plan
 
     checkpoint = read_checkpoint(arguments.checkpoint)
     if checkpoint is None:

@@ -20,11 +20,12 @@ LAYERS = [
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"training"},
     {"artifact"},
+    {"assemble"},
     {"run"},
     {"cli", "restore"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-CONFIG_ROOMS = {"run", "cli"}
+CONFIG_ROOMS = {"assemble", "run", "cli"}
 
 
 def imports(path: Path) -> set[str]:

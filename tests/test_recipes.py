@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qat.assemble import set_up
 from qat.batch_norm import Stage, batch_norms
 from qat.cli import compose, compose_plain
 from qat.fake_quant import Phase, fake_quants
-from qat.run import run, set_up
+from qat.run import run
 from tests.runs import ROOT, train
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))

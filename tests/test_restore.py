@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from qat.assemble import set_up
 from qat.cli import compose_plain
 from qat.errors import CheckpointError, DataError
 from qat.fake_quant import fake_quants
 from qat.restore import finish, read_checkpoint, restore
-from qat.run import set_up
 from qat.training.callbacks.calibrate import observe
 from qat.training.phases import phase_of
 

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 
 from qat.batch_norm import stage_batch_norm
 from qat.fake_quant import FakeQuant, make_fake_quant
-from qat.graph.plan import ActivationSite, Plan, WeightSite, make_plan
+from qat.graph.plan import ActivationSite, Plan, WeightSite
+from qat.graph.planner import make_plan
 from qat.graph.trace import Captured, capture, check_equal
 from qat.layers import Links, quantize_layer
 from qat.spec import Scheme

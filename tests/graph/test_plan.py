@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from qat.errors import GraphError, SpecError
 from qat.fake_quant import FakeQuant
 from qat.graph.insert import prepare
-from qat.graph.plan import Plan, make_plan
+from qat.graph.plan import Plan
+from qat.graph.planner import make_plan
 from qat.graph.table import plan_table
 from qat.graph.trace import capture
 from qat.models import build

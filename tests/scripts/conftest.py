@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from qat.assemble import set_up
 from qat.cli import compose, quieten
 from qat.fake_quant import fake_quants
 from qat.restore import read_checkpoint
-from qat.run import run, set_up
+from qat.run import run
 from qat.training.callbacks.calibrate import observe
 
 ROOT = Path(__file__).parents[2]

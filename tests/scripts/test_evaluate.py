@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from qat.assemble import set_up
 from qat.data import DigitsData, TabularData
 from qat.models import build
 from qat.restore import read_checkpoint
-from qat.run import set_up
 from qat.training.evaluate import evaluate
 
 
