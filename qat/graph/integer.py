@@ -82,7 +82,8 @@ class IntegerRun(fx.Interpreter):
             return Sum(*args)
         if name == "average_pool" and isinstance(x, Codes):
             return self._average(n, args, kwargs)
-        if name in OPS and (OPS[name].passes or OPS[name].joins) and name != "pad":
+        row = OPS.get(name)
+        if row is not None and (row.passes or row.joins) and name != "pad":  # runtimes pad reals
             return self._move(n, args, kwargs)
         return None
 
@@ -114,25 +115,26 @@ class IntegerRun(fx.Interpreter):
 
     def _move(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run what only moves values on the steps of codes, where all share one grid."""
-        grids: list[ActivationCodec | None] = []
-
-        def steps(value: Any) -> Any:
-            if isinstance(value, Codes | Pending):
-                grids.append(value.grid if isinstance(value, Codes) else None)
-            return _steps(value)
-
-        moved = self._call(n, args, kwargs, steps)
-        if not grids or None in grids or len(set(grids)) > 1:
+        found: list[Any] = []
+        map_aggregate((args, kwargs), lambda v: found.append(v) if _is_value(v) else None)
+        grids = {v.grid for v in found if isinstance(v, Codes)}
+        if len(grids) != 1 or any(isinstance(v, Pending) for v in found):
             return None
-        return map_aggregate(moved, lambda v: Codes(v, grids[0]) if _is_real(v) else v)  # pyright: ignore[reportArgumentType]
+        (grid,) = grids
+        moved = self._call(n, args, kwargs, _steps)
+        return map_aggregate(moved, lambda v: Codes(v, grid) if _is_real(v) else v)  # pyright: ignore[reportArgumentType]
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, Codes | Pending)
 
 
 def _real(value: Any) -> Any:
-    return value.real() if isinstance(value, Codes | Pending) else value
+    return value.real() if _is_value(value) else value
 
 
 def _steps(value: Any) -> Any:
-    return value.steps if isinstance(value, Codes) else _real(value)
+    return value.steps if isinstance(value, Codes) else value
 
 
 def _is_real(value: Any) -> bool:
