@@ -76,7 +76,7 @@ def load(file: Path, overrides: Sequence[str]) -> Subject:
 
 def load_ours(checkpoint: Checkpoint, overrides: Sequence[str]) -> Subject:
     """Return the model of a training checkpoint, in the phase that it was saved in."""
-    from qat.cli import compose_data
+    from qat.compose import compose_data
     from qat.restore import restore
     from qat.training.evaluate import inference
     from qat.training.phases import phase_of
@@ -89,7 +89,7 @@ def load_ours(checkpoint: Checkpoint, overrides: Sequence[str]) -> Subject:
 def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     """Return the float model of the composed config, with the weights of ``file``."""
     from qat.assemble import make_model
-    from qat.cli import compose_plain
+    from qat.compose import compose_plain
     from qat.errors import ConfigError
     from qat.models import load_checkpoint
 
@@ -107,7 +107,7 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
 
 def load_onnx(file: Path, overrides: Sequence[str]) -> Subject:
     """Return the model of an .onnx file, with the data of its run or of the overrides."""
-    from qat.cli import compose_data, read_config
+    from qat.compose import compose_data, read_config
     from qat.errors import ConfigError
     from qat.export.runtime import OnnxModel
 

@@ -59,7 +59,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Restore, fold where needed, write and verify; returns the exit status."""
     from qat.artifact import Baseline, write_artifact
     from qat.assemble import describe, make_evaluation
-    from qat.cli import compose_data
+    from qat.compose import compose_data
     from qat.errors import CheckpointError
     from qat.restore import finish, read_checkpoint, restore
     from qat.run import write_plan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qat.cli import compose_plain
+from qat.compose import compose_plain
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

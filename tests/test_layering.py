@@ -20,12 +20,12 @@ LAYERS = [
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"training"},
     {"artifact"},
-    {"assemble"},
+    {"assemble", "compose"},
     {"run"},
     {"cli", "restore"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-CONFIG_ROOMS = {"assemble", "run", "cli"}
+CONFIG_ROOMS = {"assemble", "compose", "run", "cli"}
 
 
 def imports(path: Path) -> set[str]:

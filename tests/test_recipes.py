@@ -9,7 +9,7 @@ from PIL import Image
 
 from qat.assemble import set_up
 from qat.batch_norm import Stage, batch_norms
-from qat.cli import compose, compose_plain
+from qat.compose import compose, compose_plain
 from qat.fake_quant import Phase, fake_quants
 from qat.run import run
 from tests.runs import ROOT, train

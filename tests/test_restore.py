@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qat.assemble import set_up
-from qat.cli import compose_plain
+from qat.compose import compose_plain
 from qat.errors import CheckpointError, DataError
 from qat.fake_quant import fake_quants
 from qat.restore import finish, read_checkpoint, restore

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qat.assemble import set_up
-from qat.cli import compose, quieten
+from qat.cli import quieten
+from qat.compose import compose
 from qat.fake_quant import fake_quants
 from qat.restore import read_checkpoint
 from qat.run import run
