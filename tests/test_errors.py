@@ -132,7 +132,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monkey
     options = ["schedule.float_epochs=1", "optimizer.rates.lr=1e-3", "optimizer.rates.qat_lr=1e36"]
     sentence = fails([*TINY, *options, "data.batch_size=1000"], tmp_path, monkeypatch, capsys)
     assert "expected a finite loss" in sentence
-    assert "lower optimizer.lr" in sentence
+    assert "lower optimizer.rates.lr" in sentence
     (path,) = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
     assert path.name in sentence
     state = torch.load(path, weights_only=True)["state_dict"]

@@ -84,8 +84,8 @@ class ArraysData(DataModule):
                 len(value) != x.shape[1] or (key == "std" and min(value) <= 0)
             ):
                 raise DataError(
-                    f"Expected data.{key} to have {x.shape[1]} values (std above 0), one for each "
-                    f"channel of {self.path}, but got {list(value)}; correct data.{key}."
+                    f"expected data.{key} to have {x.shape[1]} values (std above 0), one for each "
+                    f"channel of {self.path}, got {list(value)}; correct data.{key}."
                 )
         mean, std = (None if v is None else tuple(float(n) for n in v) for v in given)
         return mean, std
@@ -95,7 +95,7 @@ class ArraysData(DataModule):
             return None
         if x.ndim != 4:
             raise DataError(
-                f"Expected images (N, H, W, C) in {self.path} for data.augment={self.augment}, but "
+                f"expected images (N, H, W, C) in {self.path} for data.augment={self.augment}, but "
                 f"x_train has samples of shape {tuple(x.shape[1:])}; set data.augment=none."
             )
         return CropFlip(len(x), PADDING, flip=self.augment == "crop_flip", seed=self.seed)
@@ -111,18 +111,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         DataError: If the file is missing, unreadable or lacks one of the four arrays.
     """
     if not path.is_file():
-        raise DataError(f"Expected an .npz file at {path}, but there is none; correct data.path.")
+        raise DataError(f"expected an .npz file at {path}, but there is none; correct data.path.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"Expected plain arrays in {path}, but it cannot be read as .npz ({error}); write it "
+            f"expected plain arrays in {path}, but it cannot be read as .npz ({error}); write it "
             f"with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
         ) from error
     if missing := [key for key in KEYS if key not in arrays]:
         raise DataError(
-            f"Expected the arrays {', '.join(KEYS)} in {path}, but {', '.join(missing)} is missing "
+            f"expected the arrays {', '.join(KEYS)} in {path}, but {', '.join(missing)} is missing "
             f"(found: {', '.join(arrays) or 'nothing'}); add it with numpy.savez."
         )
     return arrays
@@ -135,7 +135,7 @@ def _class_names(stored: np.ndarray | None, labels: dict[str, Tensor], path: Pat
     train, test = (int(y.max()) + 1 for y in labels.values())
     if train != test:
         raise DataError(
-            f"Expected as many classes in y_test as in y_train of {path}, but y_train has {train} "
+            f"expected as many classes in y_test as in y_train of {path}, but y_train has {train} "
             f"and y_test has {test}; correct the labels, or store all class_names in the file."
         )
     return [str(label) for label in range(train)]
@@ -149,7 +149,7 @@ def _inputs(x: np.ndarray, where: str) -> Tensor:
         check_finite(tensor := torch.from_numpy(x).float(), where)
         return tensor
     raise DataError(
-        f"Expected {where} to hold uint8 images (N, H, W, C) or floats (N, ...), but it is "
+        f"expected {where} to hold uint8 images (N, H, W, C) or floats (N, ...), but it is "
         f"{x.dtype} of shape {x.shape}; convert it."
     )
 
@@ -157,7 +157,7 @@ def _inputs(x: np.ndarray, where: str) -> Tensor:
 def _labels(y: np.ndarray, where: str) -> Tensor:
     if y.dtype.kind not in "iu" or y.ndim != 1:
         raise DataError(
-            f"Expected {where} to hold whole numbers of shape (N,), but it is {y.dtype} of shape "
+            f"expected {where} to hold whole numbers of shape (N,), but it is {y.dtype} of shape "
             f"{y.shape}; store one class number for each sample."
         )
     return torch.from_numpy(y.astype(np.int64))
@@ -168,13 +168,13 @@ def _check_fit(x: dict[str, Tensor], y: dict[str, Tensor], path: Path) -> None:
     for (x_name, inputs), (y_name, labels) in zip(x.items(), y.items(), strict=True):
         if len(inputs) != len(labels) or len(labels) < 2:
             raise DataError(
-                f"Expected one label for each of 2 or more samples in {path}, but {x_name} has "
+                f"expected one label for each of 2 or more samples in {path}, but {x_name} has "
                 f"{len(inputs)} samples and {y_name} {len(labels)} labels; make them match."
             )
     train, test = x.values()
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
-            f"Expected x_test of {path} to be like x_train, {train.dtype} samples of shape "
+            f"expected x_test of {path} to be like x_train, {train.dtype} samples of shape "
             f"{tuple(train.shape[1:])}, but it has {test.dtype} of shape {tuple(test.shape[1:])}; "
             f"prepare both the same way."
         )

@@ -22,7 +22,7 @@ def check_augment(augment: str) -> None:
     """
     if augment not in AUGMENTATIONS:
         raise ConfigError(
-            f"Expected data.augment to be one of {', '.join(AUGMENTATIONS)}, but got {augment!r}; "
+            f"expected data.augment to be one of {', '.join(AUGMENTATIONS)}, got {augment!r}; "
             f"choose one of these."
         )
 

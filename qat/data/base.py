@@ -70,11 +70,11 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigError(
-                f"Expected data.batch_size to be at least 1, but got {batch_size}; raise it."
+                f"expected data.batch_size to be at least 1, got {batch_size}; raise it."
             )
         if not 0 <= val_fraction < 1:
             raise ConfigError(
-                f"Expected data.val_fraction to be at least 0 and below 1, but got {val_fraction}; "
+                f"expected data.val_fraction to be at least 0 and below 1, got {val_fraction}; "
                 f"0.1 holds out a tenth of the training set."
             )
         self.batch_size = batch_size
@@ -160,7 +160,7 @@ class DataModule(pl.LightningDataModule):
         """
         if num < 1:
             raise ConfigError(
-                f"Expected at least 1 calibration batch, but got {num}; raise the number."
+                f"expected at least 1 calibration batch, got {num}; raise the number."
             )
         train = self._train_view().plain()
         order = torch.randperm(len(train), generator=generator("calibration", self.seed)).tolist()

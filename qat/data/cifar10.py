@@ -76,7 +76,7 @@ class Cifar10Data(DataModule):
             return CIFAR10(str(self.root), train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"Expected CIFAR-10 in {self.root.resolve()} or a network to download it, but got "
+                f"expected CIFAR-10 in {self.root.resolve()} or a network to download it, got "
                 f"{type(error).__name__} ({error}); connect, copy cifar-10-batches-py there, or "
                 f"use data=arrays with an .npz file."
             ) from error

@@ -49,7 +49,7 @@ class DigitsData(DataModule):
         self.size = 8 if size is None else size
         if self.size < 1 or channels < 1:
             raise ConfigError(
-                f"Expected data.size and data.channels to be at least 1, but got {self.size} and "
+                f"expected data.size and data.channels to be at least 1, got {self.size} and "
                 f"{channels}; the native images have size 8 and 1 channel."
             )
         self.channels = channels

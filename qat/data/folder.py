@@ -88,9 +88,7 @@ class FolderData(DataModule):
     def __init__(self, root: str | Path, size: int = 224, **loading: Unpack[Loading]) -> None:
         super().__init__(**loading)
         if size < 1:
-            raise ConfigError(
-                f"Expected data.size to be at least 1 pixel, but got {size}; raise it."
-            )
+            raise ConfigError(f"expected data.size to be at least 1 pixel, got {size}; raise it.")
         self.root = Path(root)
         self.size = size
 
@@ -107,7 +105,7 @@ class FolderData(DataModule):
         if train.classes != test.classes:
             differing = sorted(set(train.classes) ^ set(test.classes))
             raise DataError(
-                f"Expected the same classes in {self.root / 'train'} and {test_folder}, but "
+                f"expected the same classes in {self.root / 'train'} and {test_folder}, but "
                 f"{', '.join(differing[:5])} ({len(differing)} in all) are only in one of them; "
                 f"make the sub-folders match."
             )
@@ -144,7 +142,7 @@ def list_folder(folder: Path) -> ImageFolder:
         return ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise DataError(
-            f"Expected {folder} to hold one sub-folder of images for each class, but it does not "
+            f"expected {folder} to hold one sub-folder of images for each class, but it does not "
             f"({error}); correct data.root or fill the folder."
         ) from error
 
@@ -163,6 +161,6 @@ def read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
-            f"Expected a readable image at {path}, but it cannot be decoded ({error}); repair or "
+            f"expected a readable image at {path}, but it cannot be decoded ({error}); repair or "
             f"delete the file."
         ) from error

@@ -103,7 +103,7 @@ class ResumableLoader(SourceLoader):
         for key, now in self._layout().items():
             if state_dict[key] != now:
                 raise DataError(
-                    f"Expected to resume with {key} {state_dict[key]} of the checkpoint, but the "
+                    f"expected to resume with {key} {state_dict[key]} of the checkpoint, but the "
                     f"training data has {key} {now}; resume with the settings of the first run."
                 )
         self._epoch, self._delivered = state_dict["epoch"], state_dict["delivered"]

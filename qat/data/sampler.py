@@ -75,7 +75,7 @@ class EpochBatchSampler(Sampler[list[Pair]]):
         rank, world = rank_and_world()
         if self.batch_size % world:
             raise DataError(
-                f"Expected a global batch size that the {world} processes can share evenly, but "
+                f"expected a global batch size that the {world} processes can share evenly, but "
                 f"data.batch_size is {self.batch_size}; choose a multiple of {world}."
             )
         epoch, order = self.epoch, self.order(self.epoch).tolist()

@@ -43,7 +43,7 @@ class TabularData(DataModule):
         super().__init__(**loading)
         if num_samples < 10 or num_features < 1 or num_classes < 2:
             raise ConfigError(
-                f"Expected at least 10 samples, 1 feature and 2 classes, but got {num_samples}, "
+                f"expected at least 10 samples, 1 feature and 2 classes, got {num_samples}, "
                 f"{num_features} and {num_classes}; raise data.num_samples, data.num_features or "
                 f"data.num_classes."
             )

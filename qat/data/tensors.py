@@ -27,7 +27,7 @@ def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise DataError(
-            f"Expected labels 0 to {num_classes - 1} in {where}, but found {int(wrong[0])} "
+            f"expected labels 0 to {num_classes - 1} in {where}, but found {int(wrong[0])} "
             f"({len(wrong)} of {len(labels)} labels are out of range); correct the labels or the "
             f"list of class names."
         )
@@ -45,7 +45,7 @@ def check_finite(x: Tensor, where: str) -> None:
     """
     if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
         raise DataError(
-            f"Expected finite values in {where}, but {int((~finite).sum())} of {x.numel()} are NaN "
+            f"expected finite values in {where}, but {int((~finite).sum())} of {x.numel()} are NaN "
             f"or infinite; remove or repair those samples."
         )
 

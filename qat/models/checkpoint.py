@@ -63,7 +63,7 @@ def read_state_dict(path: str | Path) -> State:
 def _read(path: Path) -> State:
     if not path.is_file():
         raise CheckpointError(
-            f"Expected a checkpoint file at {path}, but there is none; correct the path."
+            f"expected a checkpoint file at {path}, but there is none; correct the path."
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return _unwrap(content, path)
@@ -88,7 +88,7 @@ def read_pickle(path: Path) -> Any:
         if "GLOBAL" not in str(error):  # The opcode that names a function or a class.
             raise _corrupt(path, error) from error
         raise CheckpointError(
-            f"Expected only tensors in {path}, but it contains Python code, which could do "
+            f"expected only tensors in {path}, but it contains Python code, which could do "
             f"anything when loaded ({_reason(error)}); if you trust its author, load "
             f"it elsewhere with weights_only=False and save just its state_dict with torch.save."
         ) from error
@@ -104,7 +104,7 @@ def _reason(error: Exception) -> str:
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"Expected a PyTorch or safetensors checkpoint at {path}, but it cannot be read "
+        f"expected a PyTorch or safetensors checkpoint at {path}, but it cannot be read "
         f"({_reason(error) or type(error).__name__}); the file is cut off, damaged or of another "
         f"kind, so copy or download it again."
     )
@@ -123,7 +123,7 @@ def _unwrap(content: Any, path: Path) -> State:
                 f"a dict with {', '.join(str(k) for k in list(content)[:SHOWN]) or 'nothing in it'}"
             )
         raise CheckpointError(
-            f"Expected tensors by name in {path}, bare or under {', '.join(NESTED_UNDER)}, but it "
+            f"expected tensors by name in {path}, bare or under {', '.join(NESTED_UNDER)}, but it "
             f"holds {what}; save model.state_dict()."
         )
     return dict(content)
@@ -172,7 +172,7 @@ def _check_fit(expected: State, state: State, path: str | Path) -> None:
     hint = "the number of classes differs, so set num_classes to that of the checkpoint"
     other = "it was probably made by another architecture, so check model.name"
     raise CheckpointError(
-        f"Expected {path} to hold the {len(expected)} tensors of the model, but found {found}; "
+        f"expected {path} to hold the {len(expected)} tensors of the model, but found {found}; "
         f"{hint if is_head else other}."
     )
 

@@ -46,20 +46,20 @@ def build(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=3)
         advice = f"did you mean {', '.join(close)}?" if close else "--help lists them."
-        raise ConfigError(f"Expected the name of a model in model.name, but got {name!r}; {advice}")
+        raise ConfigError(f"expected the name of a model in model.name, got {name!r}; {advice}")
     try:
         if name in OURS:
             return OURS[name](num_classes=num_classes, **kwargs)
         return _build_torchvision(name, num_classes, **kwargs)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"Expected arguments that {name} accepts, but got {kwargs} ({error}); correct them "
+            f"expected arguments that {name} accepts, got {kwargs} ({error}); correct them "
             f"under model."
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"Expected to download the weights {kwargs.get('weights')} of {name}, but got "
-            f"{type(error).__name__} ({error}); connect, or load a file with model.checkpoint."
+            f"expected to download the weights {kwargs.get('weights')} of {name}, got "
+            f"{type(error).__name__} ({error}); connect, or give a file with ckpt=FILE."
         ) from error
 
 

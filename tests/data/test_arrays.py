@@ -105,7 +105,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"for data\.augment=crop_flip, but x_train .* \(2,\); set data\.augment=none",
     ),
-    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values .* but got \[0\.5\]"),
+    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values .* got \[0\.5\]"),
     "std": ({}, {"std": (1, 0, 1)}, r"data\.std to have 3 values \(std above 0\).*\[1, 0, 1\]"),
     "object": (
         {"x_train": np.array([None, "a"])},

@@ -155,15 +155,15 @@ def test_fewer_samples_than_a_batch() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0}, r"data\.batch_size to be at least 1, but got 0"),
-        ({"val_fraction": 1.0}, r"data\.val_fraction to be at least 0 and below 1, but got 1\.0"),
-        ({"val_fraction": -0.1}, r"data\.val_fraction .* but got -0\.1"),
+        ({"batch_size": 0}, r"data\.batch_size to be at least 1, got 0"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction to be at least 0 and below 1, got 1\.0"),
+        ({"val_fraction": -0.1}, r"data\.val_fraction .* got -0\.1"),
     ],
 )
 def test_arguments_out_of_range(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TabularData(**kwargs)
-    with pytest.raises(ConfigError, match="at least 1 calibration batch, but got 0"):
+    with pytest.raises(ConfigError, match="at least 1 calibration batch, got 0"):
         TabularData().calibration_batches(0)
 
 

@@ -66,5 +66,5 @@ def test_values_that_are_not_finite(bad: float) -> None:
 
 
 def test_unknown_augmentation() -> None:
-    with pytest.raises(ConfigError, match=r"one of crop_flip, crop, none, but got 'mixup'"):
+    with pytest.raises(ConfigError, match=r"one of crop_flip, crop, none, got 'mixup'"):
         check_augment("mixup")

@@ -55,7 +55,7 @@ def test_unknown_name() -> None:
     [("resnet20", {"depth": 3}), ("resnet18", {"depth": 3}), ("resnet18", {"weights": "BEST"})],
 )
 def test_argument_that_does_not_fit(name: str, kwargs: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=rf"arguments that {name} accepts, but got {{'.*correct"):
+    with pytest.raises(ConfigError, match=rf"arguments that {name} accepts, got {{'.*correct"):
         build(name, 10, **kwargs)
 
 

@@ -180,7 +180,7 @@ def test_unreadable_images_are_left_out_and_listed(image_run, digits, call, refu
     assert status == 0
     assert len(out.splitlines()) == good
     assert error.count("left out ") == bad
-    assert f"left out {tmp_path / 'mixed' / 'cut.png'}: Expected a readable image" in error
+    assert f"left out {tmp_path / 'mixed' / 'cut.png'}: expected a readable image" in error
     status, out, error = call("predict", image_run / "model.onnx", tmp_path / "mixed" / "cut.png")
     assert (status, out) == (1, "")
     assert "left out" in error

@@ -34,7 +34,7 @@ class StopOnNonFinite(pl.Callback):
             saved = paths[0] if paths else "none yet"
             raise TrainingError(
                 f"expected a finite loss, got {float(loss)} in epoch {trainer.current_epoch}, "
-                f"batch {batch_idx}: lower optimizer.lr or optimizer.qat_lr, or set "
+                f"batch {batch_idx}: lower optimizer.rates.lr or optimizer.rates.qat_lr, or set "
                 f"trainer.gradient_clip_val=1.0; the last good checkpoint is kept ({saved})."
             )
 
