@@ -182,8 +182,19 @@ def test_activations_come_with_the_weights_by_default(captured):
     assert (twin.done, twin.float_accuracy) == (True, calibrate.float_accuracy)
 
 
-def test_baseline_is_the_float_model(captured):
+@pytest.mark.parametrize("start", [0, 6])
+def test_baseline_is_the_model_that_came_before_any_step(captured, start):
     expected = evaluate(captured, Data().test_dataloader())
     calibrate = Calibrate(1)
-    fit(captured, Schedule(float_epochs=0, epochs=1), [calibrate])
+    schedule = Schedule(float_epochs=0, epochs=1, calibrate=start, freeze_observers=7,
+                        freeze_batch_norm=7, fold=7)  # fmt: skip
+    fit(captured, schedule, [calibrate])
     assert calibrate.float_accuracy == expected
+    assert evaluate(captured, Data().test_dataloader()) != expected  # it did train
+
+
+def test_baseline_is_measured_once(captured):
+    calibrate = Calibrate(1)
+    calibrate.load_state_dict({"done": False, "baseline": [12.5, 25.0]})
+    fit(captured, Schedule(float_epochs=0, epochs=1), [calibrate])
+    assert (calibrate.float_accuracy, calibrate.float_val_accuracy) == (12.5, 25.0)

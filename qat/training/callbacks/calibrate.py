@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
 from qat.training.callbacks.milestone import Milestone
 from qat.training.evaluate import evaluate
 from qat.training.task import QATTask
+
+log = logging.getLogger("qat")
 
 
 @torch.no_grad()
@@ -55,7 +58,9 @@ def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Ten
 class Calibrate(Milestone):
     """Measure the float accuracy, then calibrate weights, and activations behind them.
 
-    Weights come first, so that activations are observed as quantized weights make them.
+    A model that came with its weights is measured before the first step, one that this run trains
+    in float at the end of that. Weights are calibrated first, so that activations are observed as
+    quantized weights make them.
 
     Args:
         num_batches: Training batches, under evaluation transforms, to observe activations on.
@@ -69,11 +74,25 @@ class Calibrate(Milestone):
         self.float_accuracy: float | None = None
         self.float_val_accuracy: float | None = None
 
-    def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Measure, observe and quantize; activations too unless the schedule has them later."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the float accuracy of a model that came with its weights."""
+        assert isinstance(pl_module, QATTask)
+        if pl_module.schedule.float_epochs == 0:
+            self._measure_once(trainer, pl_module)
+
+    def _measure_once(self, trainer: pl.Trainer, task: QATTask) -> None:
+        if self.float_accuracy is not None:
+            return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.float_accuracy = evaluate(task.model, data.test_dataloader())
         self.float_val_accuracy = evaluate(task.model, data.val_dataloader())
+        if trainer.is_global_zero:
+            log.info("float accuracy: %.2f %%", self.float_accuracy)
+
+    def act(self, trainer: pl.Trainer, task: QATTask) -> None:
+        """Measure, observe and quantize; activations too unless the schedule has them later."""
+        self._measure_once(trainer, task)
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         observe(task.model, weight_quants(task.model), data.calibration_batches(1))
         if task.schedule.activations is None:
             batches = data.calibration_batches(self.num_batches)
