@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -60,7 +61,13 @@ class Clock(pl.Callback):
 
 
 class PhaseProgressBar(TQDMProgressBar):
-    """A progress bar that says which phase the run is in, and one line for every epoch."""
+    """A progress bar that says which phase the run is in; silent where no terminal shows it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Switch the bar off where its output goes to a file."""
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
