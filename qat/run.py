@@ -25,7 +25,17 @@ from qat.training.callbacks import Calibrate, Clock
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
-HYPERPARAMETERS = ("optimizer", "schedule", "scheme", "pruning", "model", "data", "seed", "ckpt")
+HYPERPARAMETERS = (
+    "optimizer",
+    "schedule",
+    "scheme",
+    "pruning",
+    "distillation",
+    "model",
+    "data",
+    "seed",
+    "ckpt",
+)
 LAST = Path("checkpoints") / "last.ckpt"
 
 

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from qat.fake_quant import Phase, fake_quants, scale_parameters
 from qat.graph.plan import Plan
+from qat.training.distill import Teacher
 from qat.training.evaluate import first_output, inference
 from qat.training.optim import Rates, make_optimizer
 from qat.training.phases import is_quantized
@@ -53,6 +54,8 @@ class QATTask(pl.LightningModule):
         self.rates = rates
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing
+        self.teacher: Teacher | None = None
+        """What else the model learns from than labels; no part of the module tree."""
         self.total_steps = 1
         """Optimizer steps of the whole run; final once the optimizer is configured."""
         self.val_accuracy = MeanMetric()
@@ -67,7 +70,10 @@ class QATTask(pl.LightningModule):
         """Return the loss of one batch, shape ``()``."""
         del batch_idx
         x, y = batch
-        loss = F.cross_entropy(self(x), y, label_smoothing=self.label_smoothing)
+        logits = self(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        if self.teacher is not None:
+            loss = self.teacher.mix(loss, logits, x)
         self.log("train/loss", loss, prog_bar=True)
         if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
             loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))

@@ -3,6 +3,7 @@
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
 from qat.training.callbacks.checkpoint import QuantizedEarlyStopping
 from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
+from qat.training.callbacks.distill import Distill
 from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
 from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.monitor import Monitor
@@ -12,6 +13,7 @@ __all__ = [
     "Calibrate",
     "CalibrateActivations",
     "Clock",
+    "Distill",
     "EpochLines",
     "Fold",
     "FreezeBatchNorm",

@@ -22,6 +22,8 @@ class Milestone(pl.Callback):
 
     name: str
     """The schedule's word for the moment."""
+    title: str = ""
+    """What the log calls it, where that is another word."""
 
     def __init__(self) -> None:
         self.done = False
@@ -50,7 +52,9 @@ class Milestone(pl.Callback):
         self.act(trainer, task)
         self.done = True
         if trainer.is_global_zero:
-            log.info("step %d: %s", trainer.global_step, self.name.replace("_", " "))
+            log.info(
+                "step %d: %s", trainer.global_step, (self.title or self.name).replace("_", " ")
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has acted."""
