@@ -25,10 +25,10 @@ from qat.export.packed import save_packed
 from qat.export.report import Report, layer_rows
 from qat.export.runtime import OnnxModel
 from qat.export.verify import Verification, compare_outputs, compare_sites
+from qat.graph.captured import Captured
 from qat.graph.convert import convert
 from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
-from qat.graph.trace import Captured
 from qat.training.evaluate import accuracy, predict
 
 log = logging.getLogger("qat")

@@ -17,9 +17,9 @@ from qat.artifact import Evaluation
 from qat.data import DataModule
 from qat.errors import ConfigError, QatError
 from qat.export.report import float_bytes
+from qat.graph.captured import Captured
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
-from qat.graph.trace import Captured
 from qat.models import build, load_checkpoint
 from qat.spec import Rule, Scheme
 from qat.training.callbacks import Prune

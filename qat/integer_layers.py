@@ -78,6 +78,11 @@ class IntegerLayer(nn.Module):
     bias_codes: Tensor | None
     bias_scale: Tensor | None
 
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer makes of ``input``, which is quantized here if nowhere else."""
+        codec = self._modules.get("input_codec")
+        return super().forward(input if codec is None else codec(input), *args, **kwargs)
+
     @property
     def weight(self) -> Tensor:
         """The weight's real values."""
@@ -121,7 +126,7 @@ def _onnx_layout(scale: Tensor, shape: torch.Size) -> tuple[Tensor, int, int]:
 
 def convert_layer(layer: QuantizedLayer) -> None:
     """Turn a folded layer into an ``IntegerLayer``, in place."""
-    parts, spec = layer.integers(), layer.spec
+    parts, spec, links = layer.integers(), layer.spec, layer.links
     storage = storage_type(spec, signed=spec.signed)
     shape = parts.weight.shape
     scale, axis, block = _onnx_layout(parts.weight_scale, shape)
@@ -141,3 +146,5 @@ def convert_layer(layer: QuantizedLayer) -> None:
     }
     for name, value in buffers.items():
         layer.register_buffer(name, value)
+    if links.inner and links.input_quant is not None:
+        layer.add_module("input_codec", ActivationCodec(links.input_quant))

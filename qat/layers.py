@@ -51,11 +51,13 @@ class Links:
         batch_norm_mode: ``"late"``: the weight's grid lies on the raw weight until the fold;
             ``"folded"``: on the folded weight, from the start.
         input_quant: The fake-quant of the layer's input: its scale is part of the bias's grid.
+        inner: The layer quantizes its input by itself, as no graph does it.
     """
 
     batch_norm: Any = None
     batch_norm_mode: BatchNormMode = "late"
     input_quant: FakeQuant | None = None
+    inner: bool = False
 
 
 class IntegerParameters(NamedTuple):
@@ -89,6 +91,12 @@ class QuantizedLayer(nn.Module):
     weight_mask: Tensor
     links: Links
     folded: bool
+
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer makes of ``input`` with the weight and bias in use."""
+        if self.links.inner and self.links.input_quant is not None:
+            input = self.links.input_quant(input)
+        return super().forward(input, *args, **kwargs)
 
     @property
     def weight(self) -> Tensor:
@@ -235,7 +243,13 @@ def channel_view(layer: nn.Module, values: Tensor) -> Tensor:
     rank = layer._parameters["weight"].ndim  # pyright: ignore[reportOptionalMemberAccess]
     if isinstance(layer, _ConvTransposeNd):
         return values.view(layer.groups, -1, *[1] * (rank - 2))
-    return values.view(-1, *[1] * (rank - 1))
+    axis = channel_axis(layer)
+    return values.view(*[1] * axis, -1, *[1] * (rank - 1 - axis))
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Return the axis on which the weight of ``layer`` keeps its output channels."""
+    return 1 if isinstance(layer, _ConvTransposeNd) else getattr(layer, "channel_axis", 0)
 
 
 def quantize_layer(layer: nn.Module, weight_quant: FakeQuant, links: Links) -> None:

@@ -90,6 +90,16 @@ class MinMax(nn.Module):
         return self.low, self.high
 
 
+class UnitRange(MinMax):
+    """Cover 0 to 1, whatever was seen: for what is a share by definition, such as a softmax."""
+
+    follows = False
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Return ``(0, 1)``, shape of the scale."""
+        return self.low * 0, self.high * 0 + 1  # NaN and infinity stay visible
+
+
 class MovingAverage(MinMax):
     """Follow the range of each batch slowly: ``low += momentum * (batch's low - low)``.
 
@@ -259,6 +269,7 @@ class MeanSquaredError(Histogram):
 
 OBSERVERS: dict[str, type[MinMax]] = {
     "min_max": MinMax,
+    "unit_range": UnitRange,
     "moving_average": MovingAverage,
     "percentile": Percentile,
     "mse": MeanSquaredError,

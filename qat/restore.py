@@ -16,7 +16,7 @@ from torch import Tensor
 from qat.assemble import Config, Setup, set_up
 from qat.errors import CalibrationError, CheckpointError, DataError
 from qat.fake_quant import Phase, fake_quants
-from qat.graph.trace import Captured
+from qat.graph.captured import Captured
 from qat.layers import fold
 from qat.models.checkpoint import read_pickle
 from qat.training.phases import is_quantized, phase_of

@@ -148,6 +148,7 @@ class Rule:
         weight: Fields of ``QuantSpec`` plus ``quantizer`` and ``observer`` to set on weights,
             ``"float"`` to leave them alone, ``None`` to change nothing.
         activation: The same for activations; ``signed="auto"`` lets the producing op decide.
+        optional: It may match nothing, which is an error otherwise.
 
     Raises:
         SpecError: If a field does not exist.
@@ -156,6 +157,7 @@ class Rule:
     match: str = "*"
     weight: Patch = None
     activation: Patch = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         for patch in (self.weight, self.activation):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.fake_quant import activation_quants, weight_quants
+from qat.graph.captured import Captured
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
-from qat.graph.trace import Captured
 from qat.layers import fold
 from qat.spec import BatchNormMode, Rule, Scheme
 from qat.training.callbacks.calibrate import observe

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 import torch
 from onnxscript import ir, opset21
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qat.errors import ExportError
 from qat.export.workarounds import respect_limits
@@ -166,8 +166,8 @@ def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
 def _call_order(model: fx.GraphModule) -> list[str]:
     calls: list[str] = []
     for node in model.graph.nodes:
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ActivationCodec):
-            repeat = sum(c.split("#")[0] == module.site for c in calls)
-            calls.append(f"{module.site}#{repeat + 1}" if repeat else module.site)
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+        for codec in (m for m in module.modules() if isinstance(m, ActivationCodec)):
+            repeat = sum(c.split("#")[0] == codec.site for c in calls)
+            calls.append(f"{codec.site}#{repeat + 1}" if repeat else codec.site)
     return calls

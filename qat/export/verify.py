@@ -7,6 +7,7 @@ of their own, and a code that lies close to a tie may turn.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,11 +117,13 @@ def compare_sites(
         optimise: Whether onnxruntime may rewrite the graph.
     """
     found = OnnxModel(path, optimise=optimise, outputs=[f"{s}:codes" for s in sites]).run(x)
-    waiting, differences = iter(sites), []
+    calls: Counter[str] = Counter()
+    differences: list[SiteDifference] = []
 
     def compare(grid: ActivationCodec, codes: Tensor) -> Tensor:
-        del grid
-        site = next(waiting)
+        calls[grid.site] += 1
+        repeat = calls[grid.site]
+        site = grid.site if repeat == 1 else f"{grid.site}#{repeat}"
         theirs = torch.from_numpy(found[f"{site}:codes"]).to(torch.float32)
         differences.append(_difference(site, codes, theirs))
         return theirs

@@ -14,8 +14,9 @@ from torch import fx, nn
 from qat.batch_norm import Stage, StagedBatchNorm, restore_batch_norm
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
-from qat.graph.ops import OPS, op_name
-from qat.graph.trace import Captured
+from qat.graph.captured import Captured
+from qat.graph.op_names import op_name
+from qat.graph.ops import OPS
 from qat.integer_layers import ActivationCodec, convert_layer
 from qat.layers import QuantizedLayer, quantized_layers
 

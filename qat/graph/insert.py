@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qat.batch_norm import stage_batch_norm
 from qat.fake_quant import FakeQuant, make_fake_quant
+from qat.graph.captured import Captured
+from qat.graph.equality import check_equal
 from qat.graph.plan import ActivationSite, Plan, WeightSite
 from qat.graph.planner import make_plan
-from qat.graph.trace import Captured, capture, check_equal
-from qat.layers import Links, quantize_layer
+from qat.graph.trace import capture
+from qat.layers import Links, quantize_layer, quantized_layers
 from qat.spec import Scheme
 
 CONTAINER = "activations"
@@ -63,8 +66,18 @@ def _insert_behind(node: fx.Node, target: str) -> None:
 
 
 def _quantize_weight(captured: Captured, container: nn.Module, site: WeightSite) -> None:
+    layer = captured.get_submodule(site.path)
+    weight_quant = _weight_quant_of_twin(captured, layer, site) or _weight_quant(site)
+    source = None if site.source is None else container._modules[activation_key(site.source)]
+    assert source is None or isinstance(source, FakeQuant)
+    norm = None if site.batch_norm is None else captured.get_submodule(site.batch_norm)
+    links = Links(norm, site.batch_norm_mode, source, site.inner)
+    quantize_layer(layer, weight_quant, links)
+
+
+def _weight_quant(site: WeightSite) -> FakeQuant:
     form = site.format
-    weight_quant = make_fake_quant(
+    return make_fake_quant(
         f"{site.layer}.weight",
         form.spec,
         site.shape,
@@ -72,29 +85,35 @@ def _quantize_weight(captured: Captured, container: nn.Module, site: WeightSite)
         observer=form.observer,
         has_batch=False,
     )
-    source = None if site.source is None else container._modules[activation_key(site.source)]
-    assert source is None or isinstance(source, FakeQuant)
-    norm = None if site.batch_norm is None else captured.get_submodule(site.batch_norm)
-    links = Links(norm, site.batch_norm_mode, source)
-    quantize_layer(captured.get_submodule(site.layer), weight_quant, links)
 
 
-def prepare(model: nn.Module, scheme: Scheme, example: Tensor) -> tuple[Captured, Plan]:
+def _weight_quant_of_twin(
+    captured: Captured, layer: nn.Module, site: WeightSite
+) -> FakeQuant | None:
+    """Return the fake-quant of a layer that has the very same weight, and the same format."""
+    weight = layer._parameters["weight"]
+    for _, other in quantized_layers(captured):
+        if other._parameters["weight"] is weight and other.spec == site.format.spec:
+            return other.weight_quant
+    return None
+
+
+def prepare(model: nn.Module, scheme: Scheme, example: Any) -> tuple[Captured, Plan]:
     """Return a copy of ``model`` with fake-quants inserted but off, and the plan that says where.
 
     Args:
         model: The user's float model; it stays as it is.
         scheme: What it should become.
-        example: One batch as the model takes it, ``(N, ...)``; two or more samples, so that
-            batch-norm can be checked in training mode.
+        example: One batch as the model takes it: a tensor ``(N, ...)``, a tuple of arguments, or a
+            dict of arguments by name; two or more samples, so that batch-norm can be checked in
+            training mode.
 
     Raises:
         GraphError: If the model cannot be traced, or computes something else afterwards.
         SpecError: If a format does not fit a site.
     """
     captured = capture(deepcopy(model), example)
-    check_equal(deepcopy(model), deepcopy(captured), after="capture")
     plan = make_plan(captured, scheme)
     insert(captured, plan)
-    check_equal(deepcopy(model), deepcopy(captured), after="insertion")
+    check_equal(deepcopy(model), deepcopy(captured), after="capture and insertion")
     return captured, plan

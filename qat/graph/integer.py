@@ -17,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import expand
+from qat.graph.captured import Captured
 from qat.graph.integer_values import Accumulator, Clipped, Codes, Pending, Sum
-from qat.graph.ops import OPS, WEIGHTED, op_name
-from qat.graph.trace import Captured
+from qat.graph.op_names import op_name
+from qat.graph.ops import LAYERS, OPS
+from qat.graph.signature import unflatten_output
 from qat.integer_layers import ActivationCodec, IntegerLayer
-from qat.layers import QuantizedLayer
+from qat.layers import QuantizedLayer, channel_axis
 from qat.subclass import original_class, plain_twin
 
 _EXACT = 2**24  # float32 holds every integer up to here
+_OWN = ("torch.nn.", "qat.")
 _UNCHANGED = ("identity", "dropout")
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
 
@@ -46,15 +48,20 @@ class IntegerRun(fx.Interpreter):
     def __init__(self, model: Captured | fx.GraphModule, observer: Observer | None = None) -> None:
         graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
         super().__init__(model, graph=graph)
+        self.captured = model if isinstance(model, Captured) else None
         self.observer = observer
         self.grids: dict[nn.Module, ActivationCodec] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Any:
-        """Return what the model returns in eval mode for one batch ``(N, ...)`` of real values."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model returns in eval mode for one batch, in the same form."""
         self.grids.clear()
-        with torch.autocast(x.device.type, enabled=False):
-            return self.run(x.float())
+        model = self.captured
+        tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
+        tensors = [x.float() if x.is_floating_point() else x for x in tensors]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            result = self.run(*tensors)
+        return result if model is None else unflatten_output(result, model.outputs["eval"])
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
@@ -74,18 +81,23 @@ class IntegerRun(fx.Interpreter):
             return self._quantize(module, x)
         if name in _UNCHANGED or _is_folded(module):
             return x
-        if name in WEIGHTED and isinstance(x, Codes) and _has_integer_kernel(module, x):
+        if name in LAYERS and isinstance(x, Codes) and _has_integer_kernel(module, x):
             return _accumulate(module, x)
         if name in ("relu", "relu6") and isinstance(x, Pending):
             return Clipped(x, 0.0, OPS[name].upper or float("inf"))
-        if name == "add" and not kwargs and all(isinstance(a, Codes) for a in args):
-            return Sum(*args)
-        if name == "average_pool" and isinstance(x, Codes):
+        return self._on_pairs(n, name, args, kwargs)
+
+    def _on_pairs(self, n: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
+        if name in _PAIRS:
+            fits = len(args) == 2 and not kwargs and all(isinstance(a, Codes) for a in args)
+            return _PAIRS[name](*args) if fits else None
+        if name == "average_pool" and isinstance(args[0], Codes):
             return self._average(n, args, kwargs)
         row = OPS.get(name)
-        if row is not None and (row.passes or row.joins) and name != "pad":  # runtimes pad reals
-            return self._move(n, args, kwargs)
-        return None
+        moves = (
+            row is not None and (row.passes or row.joins) and name != "pad"
+        )  # runtimes pad reals
+        return self._move(n, args, kwargs) if moves else None
 
     def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes:
         grid = self._grid(module)
@@ -153,7 +165,7 @@ def _has_integer_kernel(layer: Any, x: Codes) -> bool:
     narrow = max(spec.bits, x.grid.spec.bits) <= 8 and spec.group_size is None
     kind = original_class(layer)
     methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
-    return narrow and all(m.__module__.startswith("torch.nn.") for m in methods)
+    return narrow and all(m.__module__.startswith(_OWN) for m in methods)
 
 
 def _accumulate(layer: Any, x: Codes) -> Accumulator | None:
@@ -161,7 +173,7 @@ def _accumulate(layer: Any, x: Codes) -> Accumulator | None:
     parts = layer.integers()
     if parts.bias is not None and parts.bias_scale is None:
         return None
-    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    axis = channel_axis(layer)
     weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
     others = [a for a in range(weight.ndim) if a != axis]
     reach = weight.abs().sum(others).max() * x.steps.abs().max()
@@ -175,6 +187,17 @@ def _accumulate(layer: Any, x: Codes) -> Accumulator | None:
     if scale.numel() > 1:
         scale = scale.view(-1, *[1] * (weight.ndim - 2))
     return Accumulator(sums.float(), scale)
+
+
+def _multiply(a: Codes, b: Codes) -> Accumulator | None:
+    """Multiply two matrices of codes, exactly."""
+    if max(a.grid.spec.bits, b.grid.spec.bits) > 8:
+        return None
+    sums = torch.matmul(a.steps.double(), b.steps.double())
+    return Accumulator(sums.float(), a.grid.scale * b.grid.scale)
+
+
+_PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {"add": Sum, "matmul": _multiply}
 
 
 def _per_channel(scale: Tensor) -> Tensor:

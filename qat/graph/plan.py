@@ -33,6 +33,8 @@ class WeightSite:
         batch_norm: The batch-norm that will be folded into it, by name.
         batch_norm_mode: Where the weight's grid lies until the fold.
         macs: Multiply-accumulates for one sample.
+        module: The module's path in the captured model, where that is not the layer's name.
+        inner: It lies inside a module that is left whole, and quantizes its input by itself.
     """
 
     layer: str
@@ -43,6 +45,17 @@ class WeightSite:
     batch_norm: str | None
     batch_norm_mode: BatchNormMode
     macs: int
+    module: str = ""
+    inner: bool = False
+
+    def within(self, module: object) -> bool:
+        """Whether the layer lies inside a module, given by its path."""
+        return self.path.startswith(f"{module}.")
+
+    @property
+    def path(self) -> str:
+        """The module's path in the captured model."""
+        return self.module or self.layer
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,18 @@ the numbers, what one line of code makes in both has the same name in both.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from qat.graph.ops import OPS, WEIGHTED, Op, op_name
+from qat.graph.op_names import op_name
+from qat.graph.ops import LAYERS, OPS, WEIGHTED, Op
+from qat.graph.view_modules import View
+from qat.graph.views import display_name
 
 _UNKNOWN = Op()
+_FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Sites:
     """Everything about one graph that planning asks for.
 
     Args:
-        graph: A measured graph.
+        graph: A captured graph.
         modules: Name to module of the captured model.
         like: The sites of the other mode, whose names to take over.
     """
@@ -55,7 +60,9 @@ class Sites:
             if self.op(node).passes or self.op(node).joins:
                 for source in self.tensor_inputs(node):
                     self._root[self.root(source)] = self.root(node)
+        self.data = self._find_data()
         self.nonnegative = self._find_nonnegative()
+        self.reads_codes = self._find_readers()
 
     def op(self, node: fx.Node) -> Op:
         """Return the row of the op table for ``node``."""
@@ -68,22 +75,41 @@ class Sites:
         return node
 
     def layers(self) -> list[fx.Node]:
-        """Return the calls of modules that own a weight and do multiply-accumulates, in order."""
-        return [n for n in self.nodes if n.op == "call_module" and self.ops[n] in WEIGHTED]
+        """Return the calls of layers that multiply what comes from the data, in order."""
+        return [n for n in self.weighted() if self.ops[n] in LAYERS]
+
+    def weighted(self) -> list[fx.Node]:
+        """Return the calls of modules that own a weight, embeddings too, in order."""
+        calls = [n for n in self.nodes if n.op == "call_module" and n in self.data]
+        return [n for n in calls if self.ops[n] in WEIGHTED]
 
     def groups(self) -> dict[fx.Node, Group]:
         """Return root to group for every group that some operation reads as codes."""
+        members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for node in self.nodes:
+            members[self.root(node)].append(node)
         result: dict[fx.Node, Group] = {}
         for node in self.nodes:
-            if self.op(node).reads_codes:
+            if node in self.reads_codes:
                 for source in self.tensor_inputs(node):
-                    group = result.setdefault(self.root(source), self._group(source))
+                    root = self.root(source)
+                    group = result.setdefault(root, self._group(members[root]))
                     group.readers.append(node)
         return {root: group for root, group in result.items() if group.producers}
 
     def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Return the inputs of ``node`` that are float tensors, or tuples of them."""
+        """Return the inputs of ``node`` that are tensors of real values, or tuples of them."""
         return [n for n in node.all_input_nodes if self._carries(n)]
+
+    def batch_norm_behind(self, node: fx.Node) -> str | None:
+        """Name the batch-norm that reads nothing but this layer, each called once."""
+        users = list(node.users)
+        if self.ops[node] not in LAYERS or len(users) != 1 or users[0].op != "call_module":
+            return None
+        name = str(users[0].target)
+        calls = [n for n in self.nodes if n.op == "call_module" and n.target in (node.target, name)]
+        rank_fits = self.ops[node] != "linear" or len(node.meta["shape"]) == 2
+        return name if is_foldable(self.modules[name]) and rank_fits and len(calls) == 2 else None
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether ``node`` holds values of a tensor, and not sizes."""
@@ -92,11 +118,9 @@ class Sites:
     def _is_tensor(self, node: fx.Node) -> bool:
         return node.meta.get("shape") is not None
 
-    def _group(self, member: fx.Node) -> Group:
-        root = self.root(member)
-        members = [n for n in self.nodes if self.root(n) is root]
+    def _group(self, members: list[fx.Node]) -> Group:
         producers = [n for n in members if not (self.op(n).passes or self.op(n).joins)]
-        producers = [n for n in producers if self._is_tensor(n)]
+        producers = [n for n in producers if self._is_tensor(n) and n in self.data]
         joins = [n for n in members if self.op(n).joins]
         name = self.names[(joins + producers + members)[0]]
         return Group(name, producers, [], all(self.nonnegative[n] for n in producers))
@@ -127,7 +151,7 @@ class Sites:
 
     def _base_name(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return str(node.target)
+            return display_name(str(node.target))
         if node.op == "placeholder":
             return f"input.{node.target}"
         if node.op == "get_attr":
@@ -135,6 +159,15 @@ class Sites:
         stack = node.meta.get("nn_module_stack") or {}
         owner = next(reversed(stack.values()))[0] if stack else ""
         return f"{owner}.{self.ops[node]}" if owner else self.ops[node]
+
+    def _find_data(self) -> set[fx.Node]:
+        """Return the nodes whose values come from the inputs' values, not from their sizes."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            from_data = any(n in found for n in node.all_input_nodes)
+            if node.op == "placeholder" or (from_data and not _is_size(node)):
+                found.add(node)
+        return found
 
     def _find_nonnegative(self) -> dict[fx.Node, bool]:
         result: dict[fx.Node, bool] = {}
@@ -147,3 +180,40 @@ class Sites:
                 sources += [a >= 0 for a in constants if isinstance(a, int | float)]
             result[node] = op.nonnegative or (inherits and bool(sources) and all(sources))
         return result
+
+    def _find_readers(self) -> set[fx.Node]:
+        """Return the nodes that read their inputs as codes."""
+        folded = {self.batch_norm_behind(n) for n in self.nodes if n.op == "call_module"}
+        found: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            op = self.op(node)
+            alone = self.ops[node] == "batch_norm" and node.target not in folded
+            useful = op.elementwise and self._joins_data(node)
+            useful = useful and any(n in found for n in self._readers_behind(node))
+            if node in self.data and (op.reads_codes or alone or useful):
+                found.add(node)
+        return found
+
+    def _joins_data(self, node: fx.Node) -> bool:
+        sources = self.tensor_inputs(node)
+        tensors = [n for n in node.args if isinstance(n, fx.Node)]
+        return len(tensors) >= 2 and all(n in self.data for n in sources)
+
+    def _readers_behind(self, node: fx.Node) -> Iterator[fx.Node]:
+        for user in node.users:
+            op = self.op(user)
+            if op.passes or op.joins or self.ops[user] in ("relu", "relu6"):
+                yield from self._readers_behind(user)
+            else:
+                yield user
+
+
+def _is_size(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size"
+
+
+def is_foldable(module: nn.Module) -> bool:
+    """Whether a module is a batch-norm, of torch's own class or a view of one, with statistics."""
+    kind = type(module)
+    is_norm = kind in _FOLDABLE or (isinstance(module, View) and isinstance(module, _FOLDABLE))
+    return is_norm and module.running_mean is not None

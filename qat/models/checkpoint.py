@@ -18,7 +18,9 @@ from qat.errors import CheckpointError
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
-ADDED_BY_QAT = re.compile(r"(^activations|\.weight_quant)\.|(^|\.)(_extra_state|weight_mask)$")
+ADDED_BY_QAT = re.compile(
+    r"(^activations|^views|\.weight_quant)\.|(^|\.)(_extra_state|weight_mask)$"
+)
 SHOWN = 5
 
 State = dict[str, Tensor]

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qat.graph.captured import Captured
 from qat.graph.integer import IntegerRun
-from qat.graph.trace import Captured
 from qat.training.phases import phase_of
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from qat.errors import GraphError
+from qat.graph.equality import check_equal
 from qat.graph.insert import prepare
-from qat.graph.trace import capture, check_equal
+from qat.graph.trace import capture
 from tests.helpers import make_scheme
 
 CHANNELS = 8
@@ -140,22 +141,24 @@ class Branch(nn.Module):
         return x if x.sum() > 0 else -x  # the line that errors shall name
 
 
-def test_control_flow_on_values_names_line_and_module():
+def test_control_flow_on_values_leaves_its_module_whole():
     model = nn.Sequential()
-    model.add_module("first", nn.ReLU())
-    model.add_module("inner", nn.Sequential(Branch()))
-    with pytest.raises(GraphError, match=r"module 'inner\.0'") as caught:
-        capture(model, torch.randn(2, 3))
+    model.add_module("first", nn.Tanh())
+    model.add_module("inner", nn.Sequential(Branch(), nn.Linear(3, 3)))
+    captured = capture(model, torch.randn(2, 3))
+    assert captured.leaves == ["inner.0"]
+    for x in (torch.ones(2, 3), -torch.ones(2, 3)):
+        assert torch.equal(captured(x), model(x))
+
+
+def test_control_flow_on_values_in_the_model_itself_names_the_line():
+    with pytest.raises(GraphError, match="the model itself") as caught:
+        capture(Branch(), torch.randn(2, 3))
     found = re.search(r"(\S+):(\d+) \((.*)\)", str(caught.value))
     assert found is not None
     assert found[1].endswith("test_trace.py")
     assert int(found[2]) == Branch.forward.__code__.co_firstlineno + 1
     assert "x.sum() > 0" in found[3]
-
-
-def test_control_flow_in_the_root_is_said_to_be_there():
-    with pytest.raises(GraphError, match="the model itself"):
-        capture(Branch(), torch.randn(2, 3))
 
 
 def test_input_of_the_wrong_shape():
@@ -199,7 +202,7 @@ def test_what_tracing_cannot_see_is_found_out():
         check_equal(copy.deepcopy(model), captured, after="capture")
 
 
-@pytest.mark.parametrize("name", ["mode", "graphs", "source", "example", "activations"])
+@pytest.mark.parametrize("name", ["mode", "graphs", "source", "example", "activations", "views"])
 def test_submodules_with_our_names_are_refused(name):
     class Model(nn.Module):
         def __init__(self):

@@ -1,0 +1,125 @@
+"""A captured model: the user's module tree, unchanged, that runs from one graph for each mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
+
+from qat.errors import GraphError
+from qat.graph.pickling import build_graph, flatten_graph
+from qat.graph.signature import Example, Signature, unflatten_output
+from qat.graph.views import CONTAINER
+
+MODES = ("train", "eval")
+
+
+class Captured(nn.Module):
+    """A model that runs from its graphs.
+
+    Args:
+        model: The user's model; its tree is shared, not copied.
+        graphs: Mode to graph, over the names of that tree.
+        outputs: Mode to the structure of what it returns.
+        signature: How it is called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graphs: dict[str, fx.Graph],
+        outputs: dict[str, TreeSpec],
+        signature: Signature,
+    ) -> None:
+        super().__init__()
+        for kind in ("_modules", "_parameters", "_buffers"):
+            self.__dict__[kind] = dict(model.__dict__[kind])
+        self._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
+        self.training = model.training
+        self.source = f"{type(model).__module__}.{type(model).__qualname__}"
+        self.graphs, self.outputs, self.signature = graphs, outputs, signature
+        self.leaves: list[str] = []
+        """Names of modules that could not be traced and run as they are."""
+        self.follows_batch = True
+        """Whether any number of samples runs, and not only the example's."""
+        self._forwards: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``."""
+        return "train" if self.training else "eval"
+
+    @property
+    def example(self) -> Example:
+        """The call that it was captured with."""
+        return self.signature.example
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph of the current mode; arguments and results are the original model's.
+
+        Raises:
+            GraphError: If the call has another form than the example.
+        """
+        return unflatten_output(self.run(self.inputs(*args, **kwargs)), self.outputs[self.mode])
+
+    def inputs(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Return the tensors of a call in the order of the graphs' placeholders.
+
+        Raises:
+            GraphError: If the call has another form than the example.
+        """
+        return self.signature.flatten(args, kwargs)
+
+    def run(self, tensors: list[Tensor]) -> Any:
+        """Return the leaves of what the graph of the current mode makes of ``tensors``.
+
+        Raises:
+            GraphError: If they have another size than the example, and that size is in the graph.
+        """
+        if self.mode not in self._forwards:
+            self.recompile()
+        try:
+            return self._forwards[self.mode](self, *tensors)
+        except RuntimeError as error:
+            raise self._explain(error, tensors) from error
+
+    def _explain(self, error: RuntimeError, tensors: list[Tensor]) -> Exception:
+        known = [tuple(x.shape[1:]) for _, x in self.signature.tensors()]
+        got = [tuple(x.shape[1:]) for x in tensors]
+        if known == got:
+            return error
+        return GraphError(
+            f"expected samples of shape {known}, with which the model was captured, got {got}: "
+            f"capture it again with an example of that size ({str(error).partition(chr(10))[0]})."
+        )
+
+    def recompile(self) -> None:
+        """Check the graphs and make Python functions of them; call it after every change."""
+        for mode, graph in self.graphs.items():
+            graph.lint()
+            code = graph.python_code("self")
+            names = dict(code.globals)
+            exec(code.src, names)
+            self._forwards[mode] = names["forward"]
+
+    def add_views(self, views: dict[str, nn.Module]) -> None:
+        """Give the modules of functional layers a place in the tree.
+
+        Args:
+            views: Key to view.
+        """
+        if views:
+            container = nn.Module()
+            for key, view in views.items():
+                container.add_module(key, view)
+            self.add_module(CONTAINER, container)
+
+    def __getstate__(self) -> dict[str, Any]:
+        flat = {mode: flatten_graph(graph) for mode, graph in self.graphs.items()}
+        return {**self.__dict__, "_forwards": {}, "graphs": flat}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        graphs = {mode: build_graph(rows) for mode, rows in state["graphs"].items()}
+        super().__setstate__({**state, "graphs": graphs})

@@ -1,0 +1,185 @@
+"""What a node would compute, found out without computing: fake tensors of two batch sizes.
+
+A number that is the same for both batch sizes is a plain number to the code that is traced, so
+that control flow and arithmetic on shapes run as they are; one that differs follows the batch, and
+stays in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.func import functional_call
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format)
+_KEEPS_SHAPE = {
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
+    *(nn.Dropout, nn.Identity, nn.Softmax, nn.LeakyReLU, nn.ELU),
+}
+_MULTIPLIERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PRODUCTS = ("mm", "mul", "conv", "linear", "einsum", "attention", "dot", "baddb")
+_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
+
+
+class Values:
+    """Node to its value, once for each batch size.
+
+    Args:
+        model: The model that the graph belongs to.
+        find: Name to module, for ``call_module`` nodes.
+    """
+
+    def __init__(self, model: nn.Module, find: Callable[[str], nn.Module]) -> None:
+        self.model, self.find = model, find
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.of: dict[fx.Node, tuple[Any, ...]] = {}
+
+    def set_input(self, node: fx.Node, example: Tensor, batch: int) -> None:
+        """Give a placeholder its example, and the same with one sample more where it has a batch.
+
+        Args:
+            node: The placeholder.
+            example: Real values or integers. Shape ``(...)``.
+            batch: Samples in the example's batch; 0 if the graph is for that number only.
+        """
+        has_batch = batch > 0 and example.ndim > 0 and len(example) == batch
+        more = torch.cat([example, example[:1]]) if has_batch else example
+        self.of[node] = tuple(self.fake.from_tensor(x.detach()) for x in (example, more))
+        node.meta["shape"], node.meta["macs"] = self.shape(node), 0
+
+    def evaluate(self, node: fx.Node, batch: int) -> tuple[Any, ...]:
+        """Find the values of ``node``, and note the first one's shape and its cost.
+
+        Args:
+            node: A node whose inputs have values.
+            batch: Samples in the example's batch; ``meta["macs"]`` is for one of them.
+        """
+        module = self.find(str(node.target)) if node.op == "call_module" else None
+        node.meta["macs"] = 0
+        if type(module) in _KEEPS_SHAPE:
+            self.of[node] = self.of[node.all_input_nodes[0]]
+        elif module is None and not _multiplies(node.target):
+            self.of[node] = (self._run(node, 0, nullcontext()), self._run(node, 1, nullcontext()))
+        else:
+            counter = FlopCounterMode(display=False)
+            with _watched(module) as inner:
+                first = self._run(node, 0, counter)
+            self.of[node] = (first, self._run(node, 1, nullcontext()))
+            node.meta["macs"] = counter.get_total_flops() // 2 // batch
+            node.meta["inner"] = {k: (shape, macs // batch) for k, (shape, macs) in inner.items()}
+        node.meta["shape"] = self.shape(node)
+        return self.of[node]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return the shape of a node that makes a tensor of real values, else ``None``."""
+        value = self.of[node][0]
+        is_real = isinstance(value, Tensor) and value.is_floating_point()
+        return tuple(value.shape) if is_real else None
+
+    def _run(self, node: fx.Node, which: int, counter: AbstractContextManager[Any]) -> Any:
+        def value(n: fx.Node) -> Any:
+            if n not in self.of:  # a tensor of the model itself, recorded as an argument
+                self.evaluate(n, 1)
+            return self.of[n][which]
+
+        args = map_arg(node.args, value)
+        kwargs = map_arg(node.kwargs, value)
+        with _untraced(), torch.no_grad():
+            if node.op == "get_attr":
+                return self._attribute(str(node.target))
+            if node.op == "call_module":
+                return self._leaf(self.find(str(node.target)), args, kwargs, counter)
+            with self.fake, counter:
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _attribute(self, name: str) -> Any:
+        value: Any = self.model
+        for part in name.split("."):
+            value = getattr(value, part)
+        return self.fake.from_tensor(value.detach()) if isinstance(value, Tensor) else value
+
+    def _leaf(
+        self, module: nn.Module, args: Any, kwargs: Any, counter: AbstractContextManager[Any]
+    ) -> Any:
+        try:
+            named = (*module.named_parameters(), *module.named_buffers())
+            state = {name: self._as_fake(value) for name, value in named}
+            with self.fake, counter:  # on fakes of its own tensors: a leaf may write into them
+                return functional_call(module, state, args, kwargs)
+        except Exception:  # its control flow looks at values: only real ones can tell the shapes
+            twin = deepcopy(module)  # its hooks too
+            real_args, real_kwargs = tree_map(_random, (args, kwargs))
+            with torch.random.fork_rng(devices=[]), counter:
+                result = twin(*real_args, **real_kwargs)
+            return tree_map(self._as_fake, result)
+
+    def _as_fake(self, value: Any) -> Any:
+        return self.fake.from_tensor(value.detach()) if isinstance(value, Tensor) else value
+
+
+Inner = dict[str, tuple[tuple[int, ...], int]]
+
+
+@contextmanager
+def _watched(module: nn.Module | None) -> Iterator[Inner]:
+    """Note the input shape and the cost of every layer inside a module that runs whole."""
+    found: Inner = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: Any, args: tuple[Any, ...], result: Tensor) -> None:
+            cost = layer.weight.numel() // layer.weight.shape[0] * result.numel()
+            found[name] = (tuple(args[0].shape), cost)
+
+        return hook
+
+    layers = [] if module is None else [(n, m) for n, m in module.named_modules() if n]
+    handles = [m.register_forward_hook(watch(n)) for n, m in layers if isinstance(m, _MULTIPLIERS)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _random(value: Any) -> Any:
+    if not isinstance(value, FakeTensor):
+        return value
+    if value.is_floating_point():
+        return torch.randn(value.shape, dtype=value.dtype)
+    return torch.zeros(value.shape, dtype=value.dtype)
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Give modules their own calls and attributes back while a leaf runs inside a trace."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched
+
+
+def _multiplies(target: Any) -> bool:
+    """Whether a function or method may do multiply-accumulates, which only counting can tell."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return name not in ("mul", "mul_", "imul") and any(part in name for part in _PRODUCTS)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` is a number, a name or a format, or a tuple or list of such."""
+    if isinstance(value, tuple | list):
+        return all(map(is_plain, value))
+    return isinstance(value, PLAIN)
