@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qat.spec import BatchNormMode, QuantSpec
+
+FLOAT_BYTES = 4  # of a float32 value, which scales are, too
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,48 @@ class WeightSite:
         """The module's path in the captured model."""
         return self.module or self.layer
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the packed codes and of their scales."""
+        spec = self.format.spec
+        scales = math.prod(spec.scale_shape(self.shape))
+        return _packed(math.prod(self.shape), spec.bits) + FLOAT_BYTES * scales
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the float weight."""
+        return FLOAT_BYTES * math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class ActivationSite:
-    """One tensor, or several that share a scale, that becomes integers between layers."""
+    """One tensor, or several that share a scale, that becomes integers between layers.
+
+    Attributes:
+        name: The site's name.
+        op: What makes the tensor.
+        shape: Its shape for the example batch, samples on axis 0.
+        format: Its format.
+    """
 
     name: str
     op: str
     shape: tuple[int, ...]
     format: Format
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one sample's packed codes."""
+        return _packed(math.prod(self.shape[1:]), self.format.spec.bits)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of one sample in float."""
+        return FLOAT_BYTES * math.prod(self.shape[1:])
+
+
+def _packed(count: int, bits: int) -> int:
+    return -(-count * bits // 8)
 
 
 @dataclass(frozen=True)

@@ -502,6 +502,19 @@ def test_plan_is_plain_values(resnet18):
     assert set(values["activations"]) == set(plan.activations)
 
 
+def test_bytes_are_those_of_packed_codes_and_their_scales():
+    rule = {"b": Rule("b", {"group_size": None})}
+    scheme = make_scheme(3, 4, weight={"group_size": 2}, rules=rule)
+    model = net(a=nn.Conv2d(4, 5, 3, bias=False), b=nn.Conv2d(5, 2, 1))
+    plan = plan_of(model, (4, 8, 8), scheme)
+    a, b = plan.weights["a"], plan.weights["b"]
+    assert a.float_bytes == 4 * 5 * 4 * 9
+    assert a.size_bytes == 68 + 4 * 5 * 2  # 180 codes of 3 bits: 540 bits; two groups a channel
+    assert b.size_bytes == 4 + 4 * 2
+    assert plan.activations["a"].float_bytes == 4 * 5 * 36  # of one sample
+    assert plan.activations["a"].size_bytes == 5 * 36 // 2
+
+
 def test_plan_changes_nothing(resnet18):
     model, captured, _ = resnet18
     assert not any(isinstance(m, FakeQuant) for m in captured.modules())
