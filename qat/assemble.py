@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,19 +76,24 @@ def make_scheme(config: Config) -> Scheme:
     return Scheme(config["name"], rules, config["batch_norm"])
 
 
-def make_model(config: Config, data: DataModule) -> nn.Module:
-    """Build the float model of a config for the classes of ``data``.
+def make_model(config: Config, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Build the float model of a config.
+
+    Args:
+        config: The node ``model``.
+        num_classes: Classes of the data.
+        input_shape: Shape of one sample.
 
     Raises:
         ConfigError: If the config names something that is not a module.
     """
     values = {k: v for k, v in config.items() if k != "name"}
     if "_target_" in config:
-        model = make(values, num_classes=data.num_classes)
+        model = make(values, num_classes=num_classes)
     else:
         if config["name"] == "linear":
-            values.setdefault("in_features", int(torch.tensor(data.input_shape).prod()))
-        model = build(config["name"], data.num_classes, **values)
+            values.setdefault("in_features", math.prod(input_shape))
+        model = build(config["name"], num_classes, **values)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch module from model, got {type(model).__name__}.")
     return model
@@ -126,7 +132,7 @@ def set_up(config: Config) -> Setup:
     data: DataModule = make(config["data"], seed=config["seed"])
     data.setup()
     torch.manual_seed(config["seed"])
-    model = make_model(config["model"], data)
+    model = make_model(config["model"], data.num_classes, data.input_shape)
     if config["ckpt"] is not None:
         load_checkpoint(model, config["ckpt"])
     example = data.calibration_batches(1)[0][:2]

@@ -100,7 +100,7 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
         )
     config = compose_plain(overrides)
     data = make_data(config)
-    model = make_model(config["model"], data)
+    model = make_model(config["model"], data.num_classes, data.input_shape)
     load_checkpoint(model, file)
     return Subject("float", model.eval(), data, "float checkpoint")
 
