@@ -19,8 +19,10 @@ from qat.batch_norm import batch_norms
 from qat.data import DataModule
 from qat.errors import CheckpointError, TrainingError
 from qat.export.report import Report
+from qat.graph.lint import check, summary
 from qat.graph.plan import Plan
 from qat.graph.table import plan_table
+from qat.graph.targets import find_target
 from qat.training.callbacks import Calibrate, Clock
 from qat.training.task import QATTask
 
@@ -51,16 +53,19 @@ def run(cfg: DictConfig) -> Report | None:
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType]
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
-    folder = Path(config["output_dir"])
+    folder, target = Path(config["output_dir"]), find_target(config["target"])
     resume = resume_path(config["ckpt_path"], folder)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     setup = set_up(config)
+    findings = check(setup.plan, target)
     task, trainer = make_task(setup, config), make_trainer(config, setup.schedule)
     for norm in batch_norms(task.model):
         norm.synchronised = True
     if trainer.is_global_zero:
         write_plan(setup.plan, config, folder)
         log.info("%s", plan_table(setup.plan))
+        for line in summary(findings):
+            log.warning("%s", line)
     _fit(trainer, task, setup.data, resume)
     if (folder / LAST).is_file():  # again, with what the callbacks did when training ended
         trainer.save_checkpoint(folder / LAST)

@@ -59,6 +59,15 @@ def fails(arguments, folder, monkeypatch, capsys):
             [*TINY, "+scheme.rules.mine={match: nosuch, weight: {bits: 4}}"],
             ["rule 'mine'", "match='nosuch'", "correct the pattern"],
         ),
+        ([*TINY, "target=tensort"], ["name of a target", "tensort", "did you mean tensorrt?"]),
+        (
+            [
+                *TINY,
+                "target=tensorrt",
+                "+scheme.rules.mine={match: '@input', activation: {symmetric: false}}",
+            ],
+            ["target=tensorrt", "got 2 errors", "'input.input'", "set symmetric=true"],
+        ),
         ([*TINY, "schedule.fold=0.1"], ["schedule.freeze_batch_norm <= schedule.fold", "0.1"]),
         ([*TINY, "ckpt=nosuch.pt"], ["checkpoint file at nosuch.pt", "correct the path"]),
         ([*TINY, "ckpt_path=nosuch.ckpt"], ["resume from", "nosuch.ckpt", "without ckpt_path"]),
@@ -70,6 +79,11 @@ def fails(arguments, folder, monkeypatch, capsys):
 def test_mistake_is_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
     sentence = fails(arguments, tmp_path, monkeypatch, capsys)
     assert [word for word in words if word not in sentence] == [], sentence
+
+
+def test_an_impossible_target_costs_no_training(tmp_path, monkeypatch, capsys):
+    fails([*DIGITS, "target=tensorrt"], tmp_path, monkeypatch, capsys)
+    assert list(tmp_path.rglob("*.ckpt")) == []
 
 
 def corrupt(path):

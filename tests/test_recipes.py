@@ -100,6 +100,17 @@ def test_options(options, tmp_path):
         assert report.layers[0].sparsity >= 0.25
 
 
+def test_what_the_target_makes_of_a_plan_is_said_once(tmp_path, caplog):
+    options = ["schedule.float_epochs=0", "scheme=w4a4", "scheme.rules.ends=null"]
+    with caplog.at_level("WARNING", "qat"):
+        run(compose([*TINY, *options], tmp_path))
+    lines = [r.message for r in caplog.records if r.message.startswith("warning: ")]
+    assert [line.partition(" are")[0] for line in lines] == [
+        "warning: 'input.input': 4-bit activations",
+        "warning: 'linear.weight': 4-bit weights",
+    ]
+
+
 def test_early_stopping_still_ships(tmp_path):
     options = ["schedule.epochs=30", "schedule.float_epochs=0", "callbacks=early_stopping"]
     patience = ["callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=50"]
