@@ -102,6 +102,23 @@ def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def compose_parts(overrides: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    """Compose a config and return only ``keys``; values that others lack are not asked for.
+
+    Args:
+        overrides: What would stand on the command line.
+        keys: Names at the top of the config, such as ``model``.
+
+    Raises:
+        ConfigError: If it does not compose, or one of them lacks a value.
+    """
+    cfg = compose(overrides, Path())
+    try:
+        return {key: _plain(cfg[key]) for key in keys}
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+
+
 def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return ``data`` and ``seed``, for scripts whose model comes from a file.
 
@@ -127,6 +144,12 @@ def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dic
             given.append("data=_run")
     config = compose_plain([*given, *overrides])
     return {"data": config["data"], "seed": config["seed"]}
+
+
+def _plain(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
 def read_config(path: Path) -> dict[str, Any]:
