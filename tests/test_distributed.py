@@ -6,8 +6,7 @@ import torch
 
 from tests.runs import SMALL, train
 
-# Few steps and a small rate: float32 sums in another order grow with every step of training. Without
-# a teacher, whose gradient is as large as the labels' while its student is new.
+# Few steps, a small rate, no teacher: float32 sums in another order grow with every step of training.
 FEW = [
     *SMALL,
     "distillation=none",
