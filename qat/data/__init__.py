@@ -10,5 +10,14 @@ from qat.data.cifar10 import Cifar10Data
 from qat.data.digits import DigitsData
 from qat.data.folder import FolderData
 from qat.data.tabular import TabularData
+from qat.data.text import TextData
 
-__all__ = ["ArraysData", "Cifar10Data", "DataModule", "DigitsData", "FolderData", "TabularData"]
+__all__ = [
+    "ArraysData",
+    "Cifar10Data",
+    "DataModule",
+    "DigitsData",
+    "FolderData",
+    "TabularData",
+    "TextData",
+]

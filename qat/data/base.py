@@ -41,7 +41,8 @@ class DataModule(pl.LightningDataModule):
 
     After :meth:`setup` it has ``num_classes``, ``class_names``, ``input_shape`` (of one sample,
     without the batch) and ``mean`` and ``std`` (None where nothing is normalised). Batches are
-    ``(x, y)``: normalised float32 and int64. Nothing is ever chosen on the test set.
+    ``(x, y)``: normalised float32, or int64 tokens, and int64. Nothing is ever chosen on the test
+    set.
 
     Args:
         batch_size: Samples per training step over all ranks together.
@@ -152,8 +153,9 @@ class DataModule(pl.LightningDataModule):
             num: Number of batches; fewer come where the training set has not as many full ones.
 
         Returns:
-            Normalised inputs, float32, each of shape (batch_size, *input_shape), in a shuffled
-            order of their own; a training set smaller than one batch comes as a single batch.
+            Normalised inputs, float32, or tokens, int64, each of shape (batch_size, *input_shape),
+            in a shuffled order of their own; a training set smaller than one batch comes as a
+            single batch.
 
         Raises:
             ConfigError: If ``num`` is below 1.

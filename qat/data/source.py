@@ -53,7 +53,8 @@ class Source(Dataset[Any], ABC):
             pairs: (epoch, index) of each sample.
 
         Returns:
-            Normalised inputs, float32, shape (B, *input_shape), and labels, int64, shape (B,).
+            Normalised inputs, float32, or tokens, int64, shape (B, *input_shape); and labels,
+            int64, shape (B,), or one for each token.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qat.data import ArraysData, DataModule, DigitsData, FolderData, TabularData
+from qat.data import ArraysData, DataModule, DigitsData, FolderData, TabularData, TextData
 from qat.data.base import MONITOR_SAMPLES
 from qat.data.tensors import TensorSource
 from qat.errors import ConfigError, DataError
@@ -37,13 +37,21 @@ def folder(path: Path, **kwargs: Any) -> DataModule:
     return FolderData(path, size=16, **kwargs)
 
 
-@pytest.fixture(params=["arrays", "digits", "folder", "tabular"])
+def text(path: Path, **kwargs: Any) -> DataModule:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        (path / f"{number}.txt").write_bytes(random.bytes(200))
+    return TextData(path, "*.txt", context=16, num_train=60, num_test=10, **kwargs)
+
+
+@pytest.fixture(params=["arrays", "digits", "folder", "tabular", "text"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     makers: dict[str, Make] = {
         "arrays": partial(arrays, tmp_path),
         "digits": DigitsData,
         "folder": partial(folder, tmp_path),
         "tabular": partial(TabularData, num_samples=200),
+        "text": partial(text, tmp_path),
     }
     return makers[request.param]
 
@@ -63,7 +71,7 @@ def test_batches_and_description(make: Make) -> None:
     data = make(batch_size=8)
     data.setup()
     x, y = next(iter(data.train_dataloader()))
-    assert x.dtype == torch.float32
+    assert x.dtype == (torch.int64 if isinstance(data, TextData) else torch.float32)
     assert y.dtype == torch.int64
     assert x.shape == (8, *data.input_shape)
     assert x.is_contiguous()
