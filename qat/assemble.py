@@ -93,6 +93,8 @@ def make_model(config: Config, num_classes: int, input_shape: tuple[int, ...]) -
     else:
         if config["name"] == "linear":
             values.setdefault("in_features", math.prod(input_shape))
+        if config["name"] == "gpt":
+            values.setdefault("context", input_shape[0])
         model = build(config["name"], num_classes, **values)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch module from model, got {type(model).__name__}.")

@@ -9,10 +9,12 @@ from torch import nn
 
 from qat.errors import CheckpointError, ConfigError
 from qat.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56
+from qat.models.gpt import GPT
 from qat.models.linear import linear
 from qat.models.resnet_cifar_stem import resnet18_cifar
 
 OURS: dict[str, Callable[..., nn.Module]] = {
+    "gpt": GPT,
     "linear": linear,
     "resnet18_cifar": resnet18_cifar,
     "resnet20": resnet20,
