@@ -29,7 +29,7 @@ from qat.graph.captured import Captured
 from qat.graph.convert import convert
 from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
-from qat.training.evaluate import accuracy, predict
+from qat.training.evaluate import Score, predict, score
 
 log = logging.getLogger("qat")
 ONNX, PACKED = "model.onnx", "model.safetensors"
@@ -40,7 +40,8 @@ class Evaluation:
     """What an artifact is checked on.
 
     Attributes:
-        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``; read several times.
+        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``, or ``(B, T)`` of
+            sequences; read several times.
         threshold: Least share of equal predictions that passes.
         site_samples: Samples whose codes are compared site by site.
     """
@@ -52,9 +53,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The float model that a run started from: accuracy in percent (if measured), and bytes."""
+    """What was measured before the quantized model was trained.
 
-    accuracy: float | None
+    Attributes:
+        scores: Of the models ``float`` and ``post_training``, those that were measured.
+        size_bytes: Of the float model.
+    """
+
+    scores: Mapping[str, Score]
     size_bytes: int
 
 
@@ -75,7 +81,7 @@ def write_artifact(
         plan: Its plan.
         folder: Where the files go.
         evaluation: What to check it on.
-        baseline: The float model.
+        baseline: What was measured before.
         description: Facts for the files' metadata and the report: name, classes, normalisation.
         seconds: Seconds of earlier phases; the phases here are added.
 
@@ -93,11 +99,12 @@ def write_artifact(
         save_packed(model, folder / PACKED, metadata=facts)
     with _timed(seconds, "verify"):
         scores, check = _verify(captured, model, folder / ONNX, sites, evaluation)
-    known = {} if baseline.accuracy is None else {"float": baseline.accuracy}
+    scores = {**baseline.scores, **scores}
     files = {"onnx": folder / ONNX, "safetensors": folder / PACKED}
     report = Report(
         name=str(description["name"]),
-        accuracy={**known, **scores},
+        accuracy={kind: found.accuracy for kind, found in scores.items()},
+        perplexity={kind: found.perplexity for kind, found in scores.items()},
         verification=check,
         size_bytes={
             "float": baseline.size_bytes,
@@ -118,7 +125,7 @@ def write_artifact(
 
 def _verify(
     captured: Captured, model: fx.GraphModule, path: Path, sites: list[str], evaluation: Evaluation
-) -> tuple[dict[str, float], Verification]:
+) -> tuple[dict[str, Score], Verification]:
     runs: dict[str, Callable[[Tensor], Any]] = {
         "fake_quant": IntegerRun(captured),
         "converted": IntegerRun(model),
@@ -127,10 +134,10 @@ def _verify(
         "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
     }
     logits: dict[str, Tensor] = {}
-    scores: dict[str, float] = {}
+    scores: dict[str, Score] = {}
     for kind, run in runs.items():
         logits[kind], labels = predict(run, evaluation.batches)
-        scores[kind] = accuracy(logits[kind], labels)
+        scores[kind] = score(logits[kind], labels)
     others = [kind for kind in runs if kind != "fake_quant"]
     pairs = {kind: compare_outputs(logits["fake_quant"], logits[kind]) for kind in others}
     sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]

@@ -19,6 +19,7 @@ from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
 from qat.models.checkpoint import read_pickle
+from qat.training.evaluate import Score
 from qat.training.phases import is_quantized, phase_of
 
 PREFIX = "model."  # the attribute of the LightningModule that holds the model
@@ -45,6 +46,12 @@ class Checkpoint:
     def float_accuracy(self) -> float | None:
         """Percent that the float model reached on the test set, if it was measured."""
         return self.callbacks.get("Calibrate", {}).get("baseline", [None])[0]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """What the run measured before its quantized model was trained, by kind of model."""
+        saved = self.callbacks.get("Calibrate", {}).get("scores", {})
+        return {kind: Score(*values) for kind, values in saved.items()}
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -116,11 +116,12 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
         setup.plan,
         folder,
         make_evaluation(setup.data, config),
-        Baseline(calibrate.float_accuracy if calibrate else None, setup.float_bytes),
+        Baseline(calibrate.scores if calibrate else {}, setup.float_bytes),
         description=describe(setup.data, config),
         seconds=clock.seconds if clock else None,
     )
     metrics = {f"final/{k}": v for k, v in report.accuracy.items()}
+    metrics |= {f"final_perplexity/{k}": v for k, v in report.perplexity.items()}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hyperparameters(config), metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,37 +156,26 @@ def check_fit(model: OnnxModel, data: DataModule, file: Path) -> None:
             )
 
 
-def count_hits(
-    run: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[int, int]:
-    """Return how many samples were classified correctly, and how many there were."""
-    import torch
-
-    from qat.training.evaluate import first_output
-
-    hits = samples = 0
-    with torch.no_grad():
-        for x, y in batches:
-            hits += int((first_output(run(x)).argmax(1) == y).sum())
-            samples += len(y)
-    return hits, samples
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print, write; returns the exit status."""
+    from qat.training.evaluate import predict, score
+
     subject = load(arguments.file, arguments.overrides)
     is_test = arguments.split == "test"
     batches = subject.data.test_dataloader() if is_test else subject.data.val_dataloader()
-    hits, samples = count_hits(subject.run, batches)
+    logits, labels = predict(subject.run, batches)
+    found = score(logits, labels)
     result = {
-        "accuracy": 100.0 * (hits / samples),
-        "samples": samples,
+        "accuracy": found.accuracy,
+        "perplexity": found.perplexity,
+        "samples": len(labels),
         "split": arguments.split,
         "file": str(arguments.file),
         "kind": subject.kind,
     }
     print(f"{arguments.file} ({subject.shown})")
-    print(f"accuracy {result['accuracy']:.2f} % on {samples:,} {arguments.split} samples")
+    shown = f"accuracy {found.accuracy:.2f} %, perplexity {found.perplexity:.3f}"
+    print(f"{shown} on {len(labels):,} {arguments.split} samples")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

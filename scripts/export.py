@@ -83,7 +83,7 @@ def export(arguments: argparse.Namespace) -> int:
         setup.plan,
         folder,
         make_evaluation(setup.data, config),
-        Baseline(checkpoint.float_accuracy, setup.float_bytes),
+        Baseline(checkpoint.scores, setup.float_bytes),
         description=describe(setup.data, config),
         seconds=checkpoint.seconds,
     )

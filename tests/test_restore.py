@@ -7,6 +7,7 @@ from qat.errors import CheckpointError, DataError
 from qat.fake_quant import fake_quants
 from qat.restore import finish, read_checkpoint, restore
 from qat.training.callbacks.calibrate import observe
+from qat.training.evaluate import Score
 from qat.training.phases import phase_of
 
 
@@ -26,7 +27,7 @@ def save(tmp_path):
             "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
             "hyper_parameters": {"config": {**config, **changes}},
             "callbacks": {
-                "Calibrate": {"baseline": [91.5, 90.0]},
+                "Calibrate": {"baseline": [91.5, 90.0], "scores": {"float": [91.5, 1.25]}},
                 "Clock": {"seconds": {"a": 1.0}},
             },
         }
@@ -60,6 +61,7 @@ def test_the_model_comes_back(overrides, save):
     assert after.plan == before.plan
     assert after.float_bytes == before.float_bytes
     assert (checkpoint.float_accuracy, checkpoint.seconds) == (91.5, {"a": 1.0})
+    assert checkpoint.scores == {"float": Score(91.5, 1.25)}
 
 
 def test_what_the_run_started_from_is_not_needed(save):

@@ -1,6 +1,7 @@
 """The report of a run: ``report.json``, whose keys are an interface, and ``report.md`` for people.
 
-Stable keys: ``accuracy.float``, ``.fake_quant``, ``.converted``, ``.onnxruntime`` (percent);
+Stable keys: ``accuracy.float``, ``.post_training``, ``.fake_quant``, ``.converted``,
+``.onnxruntime`` (percent); ``perplexity`` of the same;
 ``agreement.onnxruntime`` (share); ``size_bytes.float``, ``.onnx``, ``.safetensors``;
 ``seconds.<phase>``; ``passed``. More keys may be added; these stay.
 """
@@ -17,6 +18,8 @@ from torch import nn
 
 from qat.export.verify import Verification
 from qat.integer_layers import IntegerLayer
+
+MODEL_HEAD = ("model", "accuracy %", "perplexity", "agreement", "largest difference")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Report:
         layers: The quantized layers.
         seconds: Seconds, by phase.
         float_share: Share of the multiply-accumulates that stays float.
+        perplexity: Exponential of the mean cross entropy there, by kind of model.
         details: More facts: scheme, seed, versions, samples.
     """
 
@@ -51,6 +55,7 @@ class Report:
     layers: list[LayerRow]
     seconds: dict[str, float]
     float_share: float
+    perplexity: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,6 +65,7 @@ class Report:
             "name": self.name,
             "passed": check.passed,
             "accuracy": self.accuracy,
+            "perplexity": self.perplexity,
             "agreement": check.agreement,
             "difference": check.difference,
             "first_difference": first.site if first else None,
@@ -84,7 +90,7 @@ class Report:
                     f"Least agreement asked for: {check.threshold:.2%}; sample compared site by "
                     f"site: {where}. Multiply-accumulates left in float: {self.float_share:.2%}."
                 ),
-                _table(("model", "accuracy %", "agreement", "largest difference"), self._models()),
+                _table(MODEL_HEAD, self._models()),
                 _table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.size_bytes.items()]),
                 _table(("phase", "seconds"), [(k, f"{v:.1f}") for k, v in self.seconds.items()]),
                 "## Layers",
@@ -108,9 +114,13 @@ class Report:
         check = self.verification
         rows: list[tuple[object, ...]] = []
         for kind, value in self.accuracy.items():
-            agreement, gap = check.agreement.get(kind), check.difference.get(kind)
-            shown = ("" if agreement is None else f"{agreement:.4%}",)
-            rows.append((kind, f"{value:.2f}", *shown, "" if gap is None else f"{gap:.3g}"))
+            found = (
+                (self.perplexity.get(kind), ".3f"),
+                (check.agreement.get(kind), ".4%"),
+                (check.difference.get(kind), ".3g"),
+            )
+            shown = ("" if v is None else format(v, form) for v, form in found)
+            rows.append((kind, f"{value:.2f}", *shown))
         return rows
 
     def save(self, folder: Path) -> None:

@@ -18,6 +18,11 @@ MIN_SCALE = 2.0**-26
 MAX_BIAS_CODE = 2**30
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Return real values as float32; integers, such as tokens, stay what they are."""
+    return x.float() if x.is_floating_point() else x
+
+
 def expand(scale: Tensor, shape: torch.Size) -> Tensor:
     """Repeat the blocks of ``scale`` so that it broadcasts against a tensor of ``shape``.
 

@@ -20,7 +20,7 @@ from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.fake_quant import FakeQuant
-from qat.functional.affine import expand
+from qat.functional.affine import expand, full_precision
 from qat.graph.captured import Captured
 from qat.graph.integer_values import Accumulator, Clipped, Codes, Pending, Sum
 from qat.graph.op_names import op_name
@@ -58,7 +58,7 @@ class IntegerRun(fx.Interpreter):
         self.grids.clear()
         model = self.captured
         tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
-        tensors = [x.float() if x.is_floating_point() else x for x in tensors]
+        tensors = [full_precision(x) for x in tensors]
         with torch.autocast(tensors[0].device.type, enabled=False):
             result = self.run(*tensors)
         return result if model is None else unflatten_output(result, model.outputs["eval"])

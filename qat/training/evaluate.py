@@ -1,27 +1,50 @@
-"""Accuracy of anything that maps a batch to logits, over a whole loader and all processes.
+"""Accuracy and perplexity of anything that maps a batch to logits, over a loader and all processes.
 
-From the fold stage on a model is evaluated on integers: what is measured is what will run.
+From the fold stage on a model is evaluated on integers: what is measured is what will run. Logits
+of a sequence, ``(N, T, K)`` with labels ``(N, T)``, count as ``N * T`` predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qat.graph.captured import Captured
 from qat.graph.integer import IntegerRun
 from qat.training.phases import phase_of
 
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Score(NamedTuple):
+    """How well a model predicts.
+
+    Attributes:
+        accuracy: Percent of the predictions that are the label.
+        perplexity: Exponential of the mean cross entropy: 1 is perfect, K is guessing.
+    """
+
+    accuracy: float
+    perplexity: float
+
 
 def first_output(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
-    """Return the logits of a model that may return several things, shape ``(N, K)``."""
+    """Return the logits of a model that may return several things, one row a prediction.
+
+    Args:
+        output: Logits ``(N, K)`` or ``(N, T, K)``, or a tuple or dictionary that begins with them.
+
+    Returns:
+        Logits ``(N, K)`` or ``(N * T, K)``; the labels that fit are ``y.flatten()``.
+    """
     if isinstance(output, Tensor):
-        return output
-    return next(iter(output.values())) if isinstance(output, dict) else output[0]
+        return output.flatten(0, -2)
+    return first_output(next(iter(output.values())) if isinstance(output, dict) else output[0])
 
 
 def inference(model: nn.Module) -> Callable[[Tensor], Any]:
@@ -32,30 +55,41 @@ def inference(model: nn.Module) -> Callable[[Tensor], Any]:
 
 
 @torch.no_grad()
-def predict(
-    run: Callable[[Tensor], Any], loader: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def predict(run: Callable[[Tensor], Any], loader: Batches) -> tuple[Tensor, Tensor]:
     """Return all logits ``(N, K)`` and labels ``(N,)`` of ``loader``, on the CPU.
 
     Args:
-        run: Maps a batch ``(B, ...)`` to logits ``(B, K)``.
+        run: Maps a batch ``(B, ...)`` to logits ``(B, K)`` or ``(B, T, K)``.
         loader: Batches of inputs and labels.
     """
     logits, labels = [], []
     for x, y in loader:
         logits.append(first_output(run(x)).float().cpu())
-        labels.append(y.cpu())
+        labels.append(y.flatten().cpu())
     return torch.cat(logits), torch.cat(labels)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the percentage of rows of ``logits`` ``(N, K)`` whose largest entry is the label."""
-    return 100.0 * (logits.argmax(1) == labels).double().mean().item()
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return correct predictions, sum of cross entropies and predictions, float64 ``(3,)``."""
+    hits = (logits.argmax(1) == labels).sum()
+    losses = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
+    return torch.stack([hits.double(), losses, torch.tensor(len(labels)).to(losses)])
+
+
+def _score(sums: Tensor) -> Score:
+    hits, losses, count = sums.cpu()
+    count = count.clamp_min(1)
+    return Score(100.0 * (hits / count).item(), (losses / count).exp().item())
+
+
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Return accuracy and perplexity of logits ``(N, K)`` for labels ``(N,)``."""
+    return _score(_sums(logits, labels))
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the accuracy of ``model`` in eval mode over ``loader``, percent, over all processes.
+def evaluate(model: nn.Module, loader: Batches) -> Score:
+    """Return accuracy and perplexity of ``model`` in eval mode, over all processes.
 
     Args:
         model: The model; its mode comes back.
@@ -64,11 +98,10 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    run, counts = inference(model), torch.zeros(2, dtype=torch.long, device=device)
+    run, sums = inference(model), torch.zeros(3, dtype=torch.float64, device=device)
     for x, y in loader:
-        hits = first_output(run(x.to(device))).argmax(1) == y.to(device)
-        counts += torch.stack([hits.sum(), torch.tensor(len(y), device=device)])
+        sums += _sums(first_output(run(x.to(device))), y.to(device).flatten())
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-    return 100.0 * counts[0].item() / max(1, int(counts[1].item()))
+        dist.all_reduce(sums)
+    return _score(sums)

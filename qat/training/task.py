@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from qat.fake_quant import Phase, fake_quants, scale_parameters
+from qat.functional.affine import full_precision
 from qat.graph.plan import Plan
 from qat.training.distill import Teacher
 from qat.training.evaluate import first_output, inference
@@ -63,7 +64,7 @@ class QATTask(pl.LightningModule):
         self.save_hyperparameters({"config": config or {}}, logger=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of a batch ``(N, ...)``."""
+        """Return the logits of a batch ``(N, ...)``, ``(N, K)``, or ``(N * T, K)`` of sequences."""
         return first_output(self.model(x))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -71,7 +72,7 @@ class QATTask(pl.LightningModule):
         del batch_idx
         x, y = batch
         logits = self(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
         if self.teacher is not None:
             loss = self.teacher.mix(loss, logits, x)
         self.log("train/loss", loss, prog_bar=True)
@@ -82,9 +83,9 @@ class QATTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the validation metrics; in full precision, at last on integers."""
         del batch_idx
-        x, y = batch
+        x, y = full_precision(batch[0]), batch[1].flatten()
         with torch.autocast(x.device.type, enabled=False):
-            logits = first_output(inference(self.model)(x.float())).float()
+            logits = first_output(inference(self.model)(x)).float()
         self.val_accuracy.update((logits.argmax(1) == y).float() * 100)
         self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
 

@@ -11,6 +11,7 @@ from qat.export.report import LayerRow, Report, float_bytes, layer_rows
 from qat.export.runtime import OnnxModel
 from qat.export.verify import SiteDifference, Verification
 from qat.graph.convert import convert
+from qat.training.evaluate import Score
 from tests.helpers import folded, make_scheme
 
 
@@ -26,6 +27,7 @@ def report():
         layers=[LayerRow("conv", 4, 1234, 0.25)],
         seconds={"float": 1.23456, "export": 2.0},
         float_share=0.0625,
+        perplexity={"float": 1.75, "onnxruntime": 2.125},
         details={"seed": 7},
     )
 
@@ -34,6 +36,7 @@ def test_stable_keys(report, tmp_path):
     report.save(tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
     assert set(found["accuracy"]) == {"float", "fake_quant", "converted", "onnxruntime"}
+    assert found["perplexity"] == {"float": 1.75, "onnxruntime": 2.125}
     assert found["agreement"]["onnxruntime"] == 0.5
     assert set(found["size_bytes"]) == {"float", "onnx", "safetensors"}
     assert found["seconds"] == {"float": 1.235, "export": 2.0}
@@ -52,8 +55,9 @@ def test_the_failure_is_written_down_before_it_is_raised(report, tmp_path):
 
 def test_markdown_has_the_numbers(report):
     text = report.to_markdown()
-    for part in ("demo: FAILED", "99.90%", "`layer.bn`", "6.25%", "91.25", "45.25", "50.0000%",
-                 "12.5", "1,500", "1.2", "1,234", "25.0%", "1.25e-01", "| seed | 7 |"):  # fmt: skip
+    for part in ("demo: FAILED", "99.90%", "| 90.50 |  |", "2.125", "`layer.bn`", "6.25%",
+                 "91.25", "45.25", "50.0000%", "12.5", "1,500", "1.2", "1,234", "25.0%",
+                 "1.25e-01", "| seed | 7 |"):  # fmt: skip
         assert part in text, part
     report.verification.agreement.clear()
     report.verification.sites.clear()
@@ -92,7 +96,7 @@ def test_whole_artifact(tmp_path):
         plan,
         tmp_path,
         evaluation,
-        Baseline(50.0, 1000),
+        Baseline({"float": Score(50.0, 2.5)}, 1000),
         description={"name": "tiny", "classes": list("abcd")},
         seconds={"float": 3.0},
     )
@@ -109,6 +113,10 @@ def test_whole_artifact(tmp_path):
     kinds = ["float", "fake_quant", "converted", "onnxruntime", "simulated"]
     kinds.append("onnxruntime_unoptimised")
     assert list(found["accuracy"]) == kinds
+    assert list(found["perplexity"]) == kinds
+    assert (found["accuracy"]["float"], found["perplexity"]["float"]) == (50.0, 2.5)
+    loss = nn.functional.cross_entropy(captured.eval()(x), y)
+    assert found["perplexity"]["simulated"] == pytest.approx(loss.exp().item(), rel=1e-5)
     hits = (captured.eval()(x).argmax(1) == y).double().mean().item() * 100
     assert found["accuracy"]["fake_quant"] == pytest.approx(hits)
     assert list(found["seconds"]) == ["float", "convert", "export", "verify"]

@@ -29,15 +29,18 @@ def test_accuracy_is_that_of_the_report(which, file, kind, key, request, call, t
     target = tmp_path / "result.json"
     status, out, error = call("evaluate", folder / file, "--json", target)
     assert (status, error) == (0, "")
-    expected, samples = report(folder)["accuracy"][key], 2000 if which == "table_run" else 500
+    expected, perplexity = (report(folder)[what][key] for what in ("accuracy", "perplexity"))
+    samples = 2000 if which == "table_run" else 500
     assert json.loads(target.read_text()) == {
         "accuracy": expected,
+        "perplexity": perplexity,
         "samples": samples,
         "split": "test",
         "file": str(folder / file),
         "kind": kind,
     }
-    assert f"accuracy {expected:.2f} % on {samples:,} test samples" in out
+    shown = f"accuracy {expected:.2f} %, perplexity {perplexity:.3f}"
+    assert f"{shown} on {samples:,} test samples" in out
 
 
 def test_validation_split(table_run, call):
@@ -53,7 +56,8 @@ def test_float_checkpoint_with_a_config(call, refuse, tmp_path):
     status, out, error = call("evaluate", file, "recipe=tabular_w8a8")
     assert (status, error) == (0, "")
     expected = evaluate(model, TabularData().test_dataloader())
-    assert f"accuracy {expected:.2f} % on 2,000 test samples" in out
+    shown = f"accuracy {expected.accuracy:.2f} %, perplexity {expected.perplexity:.3f}"
+    assert f"{shown} on 2,000 test samples" in out
     assert "is no training checkpoint of ours" in refuse("evaluate", file)
     other = ["recipe=tabular_w8a8", "+data.num_classes=5"]
     assert "the number of classes differs" in refuse("evaluate", file, *other)
@@ -67,7 +71,7 @@ def test_checkpoint_in_its_float_phase(early_checkpoint, call):
     status, out, _ = call("evaluate", path)
     assert status == 0
     assert "phase float" in out
-    assert f"{evaluate(setup.captured, setup.data.test_dataloader()):.2f} %" in out
+    assert f"{evaluate(setup.captured, setup.data.test_dataloader()).accuracy:.2f} %" in out
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ def test_other_data_for_a_checkpoint(image_run, arrays, call):
         "evaluate", image_run / "checkpoints/last.ckpt", "--data", "arrays", *other
     )
     assert status == 0
-    assert f"accuracy {report(image_run)['accuracy']['fake_quant']:.2f} % on 500" in out
+    accuracy, perplexity = (report(image_run)[k]["fake_quant"] for k in ("accuracy", "perplexity"))
+    assert f"accuracy {accuracy:.2f} %, perplexity {perplexity:.3f} on 500" in out
 
 
 def test_other_number_of_classes(image_run, arrays, refuse):

@@ -179,7 +179,30 @@ def test_activations_come_with_the_weights_by_default(captured):
     assert data.asked == [1, 4]
     twin = Calibrate()
     twin.load_state_dict(calibrate.state_dict())
-    assert (twin.done, twin.float_accuracy) == (True, calibrate.float_accuracy)
+    assert (twin.done, twin.scores) == (True, calibrate.scores)
+    assert twin.float_val_accuracy == calibrate.float_val_accuracy
+    assert list(twin.scores) == ["float", "post_training"]
+
+
+class Score(pl.Callback):
+    """Evaluate in front of every batch, behind the callbacks that act there."""
+
+    def __init__(self):
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        model: Any = pl_module.model
+        self.seen.append(evaluate(model, Data().test_dataloader()))
+
+
+@pytest.mark.parametrize(("activations", "step"), [(None, 8), (5, 13)])
+def test_post_training_is_quantized_and_not_yet_trained(captured, activations, step):
+    schedule = Schedule(float_epochs=1, epochs=1, calibrate=0, activations=activations,
+                        freeze_observers=6, freeze_batch_norm=7, fold=7)  # fmt: skip
+    score, calibrate = Score(), Calibrate(4)
+    fit(captured, schedule, [calibrate, CalibrateActivations(4), score])
+    assert calibrate.scores["post_training"] == score.seen[step]
+    assert calibrate.scores["post_training"] not in (score.seen[step - 1], score.seen[step + 1])
 
 
 @pytest.mark.parametrize("start", [0, 6])
@@ -189,12 +212,13 @@ def test_baseline_is_the_model_that_came_before_any_step(captured, start):
     schedule = Schedule(float_epochs=0, epochs=1, calibrate=start, freeze_observers=7,
                         freeze_batch_norm=7, fold=7)  # fmt: skip
     fit(captured, schedule, [calibrate])
-    assert calibrate.float_accuracy == expected
+    assert calibrate.scores["float"] == expected
     assert evaluate(captured, Data().test_dataloader()) != expected  # it did train
 
 
 def test_baseline_is_measured_once(captured):
     calibrate = Calibrate(1)
-    calibrate.load_state_dict({"done": False, "baseline": [12.5, 25.0]})
+    scores = {"float": [12.5, 3.5]}
+    calibrate.load_state_dict({"done": False, "baseline": [12.5, 25.0], "scores": scores})
     fit(captured, Schedule(float_epochs=0, epochs=1), [calibrate])
     assert (calibrate.float_accuracy, calibrate.float_val_accuracy) == (12.5, 25.0)

@@ -1,4 +1,4 @@
-"""Calibration: measure the float baseline, observe ranges, and switch quantization on."""
+"""Calibration: measure the float model, observe ranges, switch quantization on, measure again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qat.errors import CalibrationError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
 from qat.training.callbacks.milestone import Milestone
-from qat.training.evaluate import evaluate
+from qat.training.evaluate import Score, evaluate
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
@@ -71,8 +71,14 @@ class Calibrate(Milestone):
     def __init__(self, num_batches: int = 8) -> None:
         super().__init__()
         self.num_batches = num_batches
-        self.float_accuracy: float | None = None
         self.float_val_accuracy: float | None = None
+        self.scores: dict[str, Score] = {}
+        """On the test set, of ``float`` and ``post_training``: calibrated, not yet trained."""
+
+    @property
+    def float_accuracy(self) -> float | None:
+        """Percent that the float model reaches on the test set, once it is measured."""
+        return self.scores["float"].accuracy if "float" in self.scores else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the float accuracy of a model that came with its weights."""
@@ -81,32 +87,47 @@ class Calibrate(Milestone):
             self._measure_once(trainer, pl_module)
 
     def _measure_once(self, trainer: pl.Trainer, task: QATTask) -> None:
-        if self.float_accuracy is not None:
+        if "float" in self.scores:
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.float_accuracy = evaluate(task.model, data.test_dataloader())
-        self.float_val_accuracy = evaluate(task.model, data.val_dataloader())
+        self.measure("float", trainer, task)
+        self.float_val_accuracy = evaluate(task.model, data.val_dataloader()).accuracy
+
+    def measure(self, kind: str, trainer: pl.Trainer, task: QATTask) -> None:
+        """Evaluate the model as it is on the test set, and keep the score.
+
+        Args:
+            kind: What the model is, ``float`` or ``post_training``.
+            trainer: Has the data.
+            task: Has the model.
+        """
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        found = self.scores[kind] = evaluate(task.model, data.test_dataloader())
         if trainer.is_global_zero:
-            log.info("float accuracy: %.2f %%", self.float_accuracy)
+            shown = (kind.replace("_", "-"), *found)
+            log.info("%s accuracy: %.2f %%, perplexity: %.3f", *shown)
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Measure, observe and quantize; activations too unless the schedule has them later."""
+        """Measure, observe, quantize, measure; activations too unless they come later."""
         self._measure_once(trainer, task)
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         observe(task.model, weight_quants(task.model), data.calibration_batches(1))
         if task.schedule.activations is None:
             batches = data.calibration_batches(self.num_batches)
             observe(task.model, activation_quants(task.model), batches)
+            self.measure("post_training", trainer, task)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether it has acted, and the float accuracies (test, validation)."""
-        baseline = (self.float_accuracy, self.float_val_accuracy)
-        return {**super().state_dict(), "baseline": list(baseline)}
+        """Return whether it has acted, the float accuracies (test, validation), and the scores."""
+        baseline = [self.float_accuracy, self.float_val_accuracy]
+        scores = {kind: list(found) for kind, found in self.scores.items()}
+        return {**super().state_dict(), "baseline": baseline, "scores": scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
-        self.float_accuracy, self.float_val_accuracy = state_dict["baseline"]
+        self.float_val_accuracy = state_dict["baseline"][1]
+        self.scores = {kind: Score(*values) for kind, values in state_dict["scores"].items()}
 
 
 class CalibrateActivations(Milestone):
@@ -123,8 +144,11 @@ class CalibrateActivations(Milestone):
         self.num_batches = num_batches
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Observe and quantize activations, unless that was done with the weights."""
+        """Observe, quantize and measure, unless that was done with the weights."""
         if task.schedule.activations is not None:
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             batches = data.calibration_batches(self.num_batches)
             observe(task.model, activation_quants(task.model), batches)
+            for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+                if isinstance(callback, Calibrate):
+                    callback.measure("post_training", trainer, task)
