@@ -54,6 +54,11 @@ class FakeQuant(nn.Module):
         """Whether tensors are snapped to the grid."""
         return self.phase >= Phase.QUANTIZE
 
+    @property
+    def is_static(self) -> bool:
+        """Whether tensors are snapped to one grid, the same for all of them."""
+        return self.active and not self.quantizer.is_dynamic
+
     def forward(self, x: Tensor) -> Tensor:
         """Pass, observe or fake-quantize real values ``x``; shape of ``x``."""
         if self.training and self._observes:
@@ -67,7 +72,8 @@ class FakeQuant(nn.Module):
     @property
     def _observes(self) -> bool:
         if self.phase is Phase.QUANTIZE:
-            return self.observer.follows and not self.quantizer.learns
+            moves = not (self.quantizer.learns or self.quantizer.is_dynamic)
+            return self.observer.follows and moves
         return self.phase is Phase.OBSERVE
 
     def set_phase(self, phase: Phase) -> None:

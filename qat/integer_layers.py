@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qat.fake_quant import FakeQuant
 from qat.functional.codes import dequantize_codes, quantize_codes
+from qat.functional.dynamic import token_scale
 from qat.layers import IntegerParameters, QuantizedLayer, restore_layer
 from qat.spec import QuantSpec
 from qat.subclass import reduce_subclass, specialise
@@ -64,6 +65,32 @@ class ActivationCodec(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
         return dequantize_codes(self.codes(x), self.scale, self.zero_point, 0, 0)
+
+
+class DynamicCodec(nn.Module):
+    """Quantize and dequantize every token with the scale that it brings.
+
+    ONNX has no operator for that, so it is plain arithmetic; the codes stay inside.
+
+    Args:
+        fake_quant: The trained fake-quant.
+    """
+
+    def __init__(self, fake_quant: FakeQuant) -> None:
+        super().__init__()
+        self.site = fake_quant.site
+        self.spec = fake_quant.spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Snap real values ``x`` to the grid of each token; shape of ``x``."""
+        scale = token_scale(x, self.spec.qmax)
+        return (x / scale).round().clamp(self.spec.qmin, self.spec.qmax) * scale
+
+
+def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec:
+    """Return what a converted model has in place of an activation's fake-quant."""
+    kind = DynamicCodec if fake_quant.quantizer.is_dynamic else ActivationCodec
+    return kind(fake_quant)
 
 
 class IntegerLayer(nn.Module):

@@ -131,7 +131,7 @@ class QuantizedLayer(nn.Module):
     @property
     def _quantizes(self) -> bool:
         source = self.links.input_quant
-        return self.weight_quant.active and source is not None and source.active
+        return self.weight_quant.active and source is not None and source.is_static
 
     def _training_weight(self) -> Tensor:
         weight, norm = self.raw_weight, self.links.batch_norm
@@ -174,7 +174,7 @@ class QuantizedLayer(nn.Module):
             scale = scale * channel_view(self, channel_gain(norm)).abs()
         floor = torch.full((), MIN_SCALE**2, device=scale.device)
         bias, source = self._folded_bias(), self.links.input_quant
-        if bias is not None and source is not None and source.active:
+        if bias is not None and source is not None and source.is_static:
             reach = source.quantizer.scale.double() * (MAX_BIAS_CODE / quantizer.spec.storage_gain)
             needed = (bias.double().abs() / reach).float()
             floor = torch.maximum(floor, channel_view(self, needed) if scale.ndim else needed.max())
@@ -200,7 +200,7 @@ class QuantizedLayer(nn.Module):
     def _bias_scale(self) -> Tensor | None:
         """Return the accumulator's scale ``(O,)``, or ``None`` where there is no integer one."""
         source, spec = self.links.input_quant, self.spec
-        if source is None or not source.active or spec.group_size is not None:
+        if source is None or not source.is_static or spec.group_size is not None:
             return None
         bias, held = self._folded_bias(), self._folded_scales()[1] / spec.storage_gain
         if bias is None:

@@ -1,8 +1,8 @@
 """The artifact without a graph: integer weights, scales and zero points in one safetensors file.
 
 Codes narrower than 8 bits are packed, lowest bits first, into bytes. The header describes each
-weight (bits, signed, shape, axis, block) and each activation (bits, lowest and highest code) under
-the key ``qat``, as JSON.
+weight (bits, signed, shape, axis, block) and each activation (bits, lowest and highest code; those
+that are dynamic have no scale) under the key ``qat``, as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qat.errors import ExportError
-from qat.integer_layers import ActivationCodec, IntegerLayer
+from qat.integer_layers import ActivationCodec, DynamicCodec, IntegerLayer
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -58,6 +58,9 @@ def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object])
             tensors[f"{module.site}.zero_point"] = module.zero_point.to(torch.int32)
             form = {"bits": module.spec.bits, "qmin": module.qmin, "qmax": module.qmax}
             activations[module.site] = form
+        elif isinstance(module, DynamicCodec):
+            form = {"bits": module.spec.bits, "qmin": module.spec.qmin, "qmax": module.spec.qmax}
+            activations[module.site] = {**form, "dynamic": True}
     handled = {m for m in model.modules() if isinstance(m, IntegerLayer | ActivationCodec)}
     for name, value in model.state_dict().items():
         owner = model.get_submodule(name.rpartition(".")[0])

@@ -17,7 +17,7 @@ from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.op_names import op_name
 from qat.graph.ops import OPS
-from qat.integer_layers import ActivationCodec, convert_layer
+from qat.integer_layers import ActivationCodec, convert_layer, make_codec
 from qat.layers import QuantizedLayer, quantized_layers
 
 _CLIPS = ("relu", "relu6")
@@ -39,7 +39,7 @@ def convert(captured: Captured) -> fx.GraphModule:
         if isinstance(module, QuantizedLayer):
             convert_layer(module)
     codecs = {
-        name: ActivationCodec(module)
+        name: make_codec(module)
         for name, module in twin.named_modules()
         if isinstance(module, FakeQuant)
     }

@@ -99,7 +99,9 @@ class IntegerRun(fx.Interpreter):
         )  # runtimes pad reals
         return self._move(n, args, kwargs) if moves else None
 
-    def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes:
+    def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes | None:
+        if isinstance(module, FakeQuant) and module.quantizer.is_dynamic:
+            return None  # every token brings its own scale: no accumulator has a single one
         grid = self._grid(module)
         if isinstance(x, Pending):
             codes = x.codes(grid).clamp(grid.qmin, grid.qmax)

@@ -1,9 +1,14 @@
 """Quantizers: one paper, one file, one word in a recipe."""
 
 from qat.quantizers.base import Quantizer
+from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.uniform import Uniform
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "uniform": Uniform}
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "dynamic": Dynamic,
+    "lsq": LSQ,
+    "uniform": Uniform,
+}
 
-__all__ = ["LSQ", "QUANTIZERS", "Quantizer", "Uniform"]
+__all__ = ["LSQ", "QUANTIZERS", "Dynamic", "Quantizer", "Uniform"]

@@ -21,6 +21,8 @@ class Quantizer(nn.Module, ABC):
     """
 
     zero_point: Tensor
+    is_dynamic = False
+    """Whether every tensor brings scales of its own; ``scale`` then is only for people to see."""
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__()

@@ -1,0 +1,75 @@
+"""Dynamic: every token brings its own scale, computed from the tensor as it passes.
+
+Source: int8 dynamic activations with int4 weights ("8da4w") of torchao,
+https://github.com/pytorch/ao; per token as in Yao et al., "ZeroQuant", NeurIPS 2022,
+arXiv:2206.01861, section 4.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat.errors import SpecError
+from qat.functional.affine import dequantize, quantize
+from qat.functional.dynamic import token_scale
+from qat.functional.ste import replace_value
+from qat.quantizers.base import Quantizer
+from qat.spec import QuantSpec
+
+
+class Dynamic(Quantizer):
+    """Fake-quantize every row along the last axis with a scale of its own; gradient 1 everywhere.
+
+    Nothing is learned, and nothing is ever clipped. What calibration sets is the widest range that
+    the site has shown, for people to look at; no arithmetic uses it.
+
+    Args:
+        spec: The number format: symmetric, one free scale.
+        scale_shape: Shape of the calibrated scale, ``()``.
+        has_batch: True; weights do not change from input to input.
+
+    Raises:
+        SpecError: If the format is another one, or the site is a weight.
+    """
+
+    is_dynamic = True
+    observed_scale: Tensor
+
+    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
+        super().__init__(spec, scale_shape, has_batch=has_batch)
+        if not has_batch or not spec.symmetric or spec.power_of_two:
+            raise SpecError(
+                "expected the quantizer 'dynamic' on activations that are symmetric and not "
+                f"power_of_two, got {'an activation' if has_batch else 'a weight'} in {spec}: "
+                "correct the format, or choose another quantizer."
+            )
+        self.register_buffer("observed_scale", torch.ones(scale_shape))
+
+    @property
+    def scale(self) -> Tensor:
+        """The widest scale that calibration saw, real units, shape ``()``."""
+        return self.observed_scale
+
+    @property
+    def learns(self) -> bool:
+        """False: there is nothing to learn."""
+        return False
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Copy positive ``scale`` values in, in place."""
+        self.observed_scale.copy_(scale)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the integer codes of real values ``x`` as float32, shape of ``x``."""
+        scale = token_scale(x.float(), self.spec.qmax)
+        return quantize(x, scale, self.zero_point, self.spec.qmin, self.spec.qmax)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize real values ``x``; shape and dtype of ``x``."""
+        values = x.detach().float()
+        scale = token_scale(values, self.spec.qmax)
+        snapped = dequantize(self.codes(values), scale, self.zero_point)
+        return replace_value(snapped if self.spec.bits > 8 else snapped.to(x.dtype), x)
