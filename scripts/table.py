@@ -43,10 +43,10 @@ def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """Return the mean, and the deviation where there are several values."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -90,8 +90,20 @@ def measured(reports: list[dict[str, Any]]) -> str:
     _, seeds, in_float, _, integers, agreement, _, _, seconds, date, machine = row("", reports)
     return (
         f"{MEASURED}float {in_float} %, onnxruntime {integers} %, agreement {agreement} %, "
-        f"seed {seeds}; {seconds} s\n#   on {machine}; {date}."
+        f"seed {seeds}; {seconds} s\n#   on {machine}; {date}.{perplexities(reports)}"
     )
+
+
+def perplexities(reports: list[dict[str, Any]]) -> str:
+    """Return one more line of that header: what calibration costs, and what training saves."""
+    found = {
+        kind: [r["perplexity"][kind] for r in reports if kind in r.get("perplexity", {})]
+        for kind in ("float", "post_training", "onnxruntime")
+    }
+    if not all(found.values()):
+        return ""
+    shown = [f"{kind.replace('_', '-')} {spread(values, 3)}" for kind, values in found.items()]
+    return f"\n#   Perplexity: {', '.join(shown)}."
 
 
 def stamp(recipe: str, line: str) -> str:

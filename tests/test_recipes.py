@@ -46,6 +46,8 @@ def images(folder: Path) -> Path:
 
 
 def special(recipe: str, folder: Path) -> list[str]:
+    if recipe.startswith("gpt"):
+        return ["data.num_train=64", "data.num_test=16"]
     if not recipe.startswith("imagenet"):
         return []
     return [
@@ -64,7 +66,10 @@ def test_recipe_trains_two_steps_and_ships(recipe, tmp_path):
     overrides = [f"recipe={recipe}", *TWO_STEPS, *special(recipe, tmp_path / "images")]
     report = run(compose(overrides, tmp_path / "run"))
     assert report is not None
-    assert all(math.isfinite(value) for value in report.accuracy.values())
+    assert {"float", "post_training", "fake_quant"} <= report.accuracy.keys()
+    for values in (report.accuracy, report.perplexity):
+        assert all(math.isfinite(value) for value in values.values())
+    assert report.perplexity.keys() == report.accuracy.keys()
     assert report.layers
     assert (tmp_path / "run" / "model.onnx").is_file()
     assert (tmp_path / "run" / "plan.txt").is_file()
@@ -79,6 +84,22 @@ def test_recipe_has_its_bits(recipe, tmp_path):
     assert weight_bits in ({expected, 8}, {expected})
     assert {f.phase for f in fake_quants(setup.captured)} == {Phase.FLOAT}
     assert {n.stage for n in batch_norms(setup.captured)} <= {Stage.LIVE}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [  # two steps leave no margins, and what reads dynamic sites is summed in float
+        ["scheme=8da4w", "export.threshold=0.9"],
+        ["scheme=w8a8", "scheme.rules.input=null"],
+        ["model.tied=true"],
+    ],
+    ids=["8da4w", "w8a8", "tied"],
+)
+def test_schemes_of_language_models(options, tmp_path):
+    small = [*special("gpt_w4", tmp_path), "model.width=32", "model.depth=1", "data.context=16"]
+    report = run(compose(["recipe=gpt_w4", *TWO_STEPS, *small, *options], tmp_path))
+    assert report is not None
+    assert report.verification.passed
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,15 @@ def test_header_of_a_recipe_is_filled_and_filled_again(tmp_path: Path) -> None:
         "defaults:\n  - a\n"
     )
     assert (recipes / "other.yaml").read_text() == "defaults: []\n"
+
+
+def test_header_has_the_perplexities_where_all_are_known(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("defaults:\n")
+    write(tmp_path / "runs/a", 0, 88.0, when=1)
+    path = tmp_path / "runs/a/report.json"
+    known = {"float": 3.5, "post_training": 4.25, "onnxruntime": 3.75, "simulated": 9.0}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "perplexity": known}))
+    assert run(tmp_path / "runs", "--recipes", tmp_path).returncode == 0
+    line = "#   Perplexity: float 3.500, post-training 4.250, onnxruntime 3.750."
+    assert line in recipe.read_text().splitlines()
