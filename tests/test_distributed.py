@@ -6,7 +6,7 @@ import torch
 
 from tests.runs import SMALL, train
 
-# Few steps, a small rate, no teacher: float32 sums in another order grow with every step of training.
+# Few steps, a small rate, no teacher: float32 sums in another order grow with every step.
 FEW = [
     *SMALL,
     "distillation=none",
