@@ -4,7 +4,7 @@ VENV ?= .venv
 RECIPE ?= resnet_w4a8
 BIN := $(VENV)/bin
 
-.PHONY: train test lint format slow board clean
+.PHONY: train test lint format slow zoo board clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train.py recipe=$(RECIPE)
@@ -23,6 +23,10 @@ format: $(VENV)/.tested
 
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
+
+zoo: $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet --editable .[zoo]
+	$(BIN)/python scripts/zoo.py --into docs/zoo.md
 
 board: $(VENV)/.installed
 	$(BIN)/tensorboard --logdir runs

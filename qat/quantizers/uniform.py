@@ -46,4 +46,7 @@ class Uniform(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        return fake_quantize(x, self.observed_scale, self.zero_point, self.spec)
+        scale, zero_point = self.observed_scale, self.zero_point
+        if self.training:  # a shared site moves on to its next tensor before this one's backward
+            scale, zero_point = scale.clone(), zero_point.clone()
+        return fake_quantize(x, scale, zero_point, self.spec)

@@ -2,6 +2,7 @@
 
 import torch
 
+from qat.fake_quant import Phase, make_fake_quant
 from qat.quantizers import Uniform
 from qat.spec import QuantSpec
 
@@ -23,3 +24,19 @@ def test_largest_weight_of_every_channel_is_inside_its_grid():
     quantizer.set_range(x.detach().amin(1, keepdim=True), x.detach().amax(1, keepdim=True))
     quantizer(x).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_a_site_that_follows_two_tensors_of_one_step_has_a_gradient():
+    fake_quant = make_fake_quant(
+        "concat", QuantSpec(8), (4,), quantizer="uniform", observer="min_max", has_batch=True
+    )
+    fake_quant.set_phase(Phase.OBSERVE)
+    fake_quant(torch.ones(4))
+    fake_quant.finish_calibration()
+    fake_quant.set_phase(Phase.QUANTIZE)
+    a, b = torch.randn(4, requires_grad=True), (10 * torch.randn(4)).requires_grad_()
+    (fake_quant(a).sum() + fake_quant(b).sum()).backward()  # the second range is wider
+    assert a.grad is not None
+    assert b.grad is not None
+    assert torch.equal(a.grad, torch.ones(4))
+    assert torch.equal(b.grad, torch.ones(4))

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ("evaluate", "export", "predict")
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "print_plan"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "print_plan", "zoo"])
 def test_help_shows_an_example_without_loading_torch(name):
     command = [sys.executable, "-X", "importtime", ROOT / "scripts" / f"{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,0 +1,321 @@
+"""What works on which model: every torchvision classifier, and timm architectures of many families.
+
+Weights are random and inputs small where the architecture allows it. Each model is captured,
+compared with the original in both modes, planned, trained for one step, converted, exported and run
+in onnxruntime, as far as --until says. A failure is one line, as the tool prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+STEPS = ("capture", "train", "convert", "export")
+CLASSES = 10
+START, END = "<!-- zoo -->", "<!-- /zoo -->"
+EPILOG = """
+examples:
+  python scripts/zoo.py --models resnet18,swin_t --until convert
+  python scripts/zoo.py --models timm --json zoo.json
+"""
+SIZES = {"inception_v3": 299, "maxvit_t": 224}
+TIMM = [
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_lite_tiny",
+    "convit_tiny",
+    "convnext_atto",
+    "convnextv2_atto",
+    "crossvit_tiny_240",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla34",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientnet_lite0",
+    "eva02_tiny_patch14_224",
+    "fastvit_t8",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "ghostnet_100",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_next_tiny",
+    "levit_128s",
+    "mambaout_femto",
+    "maxvit_rmlp_pico_rw_256",
+    "mixer_s16_224",
+    "mobilenetv3_small_100",
+    "mobilenetv4_conv_small",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "nest_tiny",
+    "nf_regnet_b0",
+    "nf_resnet50",
+    "pit_ti_224",
+    "poolformer_s12",
+    "pvt_v2_b0",
+    "regnety_002",
+    "repvgg_a0",
+    "repvit_m0_9",
+    "res2net50_26w_4s",
+    "resmlp_12_224",
+    "resnet18",
+    "resnetv2_50",
+    "rexnet_100",
+    "sebotnet33ts_256",
+    "selecsls42",
+    "sequencer2d_s",
+    "skresnet18",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "tf_efficientnetv2_b0",
+    "tiny_vit_5m_224",
+    "twins_svt_small",
+    "visformer_tiny",
+    "vit_tiny_patch16_224",
+    "volo_d1_224",
+    "vovnet39a",
+    "xception41",
+    "xcit_nano_12_p16_224",
+]
+
+
+@dataclass
+class Row:
+    """What was found out about one model; ``None`` where it did not come that far.
+
+    Attributes:
+        model: Its name; those of timm begin with ``timm/``.
+        captured: Whether it could be captured and quantizers inserted.
+        leaves: Modules that were left whole.
+        eval_gap: Largest relative difference of an output in eval mode, quantizers off.
+        train_gap: The same in training mode, from the same random state.
+        keys_equal: Whether names and order of the checkpoint are the original's.
+        quantized_share: Share of multiply-accumulates with integer weights and activations.
+        seconds: For capture, plan and insertion.
+        trained: Whether one quantized training step has a finite loss.
+        converted: Whether conversion replays the fold stage, bit for bit.
+        exported: Whether the file was written and runs.
+        agreement: Share of equal predictions of onnxruntime and the fold stage.
+        error: What stopped it.
+    """
+
+    model: str
+    captured: bool = False
+    leaves: int | None = None
+    eval_gap: float | None = None
+    train_gap: float | None = None
+    keys_equal: bool | None = None
+    quantized_share: float | None = None
+    seconds: float | None = None
+    trained: bool | None = None
+    converted: bool | None = None
+    exported: bool | None = None
+    agreement: float | None = None
+    error: str = ""
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """Return a model with random weights and the side of its images, small where it can be."""
+    import torchvision
+
+    if name.startswith("timm/"):
+        import timm
+
+        model = timm.create_model(name.removeprefix("timm/"), num_classes=CLASSES)
+        settings: Any = model.default_cfg
+        fixed = settings.get("fixed_input_size", False)
+        return model, settings["input_size"][1] if fixed else 96
+    options: dict[str, Any] = {"num_classes": CLASSES}
+    if name.startswith("vit_"):
+        options["image_size"] = 56 if name == "vit_h_14" else 64
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # what torchvision does anyway, with a warning
+    model = torchvision.models.get_model(name, **options)
+    return model, options.get("image_size", SIZES.get(name, 64))
+
+
+def examine(name: str, until: str, samples: int) -> Row:
+    """Return what works on one model."""
+    import torch
+
+    from qat.errors import QatError
+
+    row = Row(name)
+    try:
+        torch.manual_seed(0)
+        result, size = build(name)
+        x = torch.randn(samples, 3, size, size)
+        for step in STEPS[: STEPS.index(until) + 1]:
+            result = TAKE[step](row, result, x)
+    except (QatError, ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        row.error = " ".join(str(error).split())[:300] or type(error).__name__
+    return row
+
+
+def capture(row: Row, model: nn.Module, x: Tensor) -> nn.Module:
+    """Capture, plan and insert; compare with the original in both modes."""
+    from qat.assemble import make_scheme
+    from qat.compose import compose_plain
+    from qat.graph.equality import difference, run_seeded
+    from qat.graph.insert import prepare
+    from qat.graph.trace import capture as capture_only
+
+    config = compose_plain(["scheme=w8a8", "quantizer=uniform", "observer=min_max"])
+    start = time.perf_counter()
+    captured, plan = prepare(model, make_scheme(config["scheme"]), x[:2])
+    row.seconds = time.perf_counter() - start
+    row.captured, row.leaves = True, len(captured.leaves)
+    row.quantized_share = 1 - plan.float_share
+    row.keys_equal = list(capture_only(model, x[:2]).state_dict()) == list(model.state_dict())
+    gaps = {}
+    for mode in ("eval", "train"):
+        pair = (deepcopy(model), deepcopy(captured))
+        gaps[mode] = difference(*(run_seeded(m, captured, mode) for m in pair))
+    row.eval_gap, row.train_gap = gaps["eval"], gaps["train"]
+    return captured
+
+
+def train(row: Row, model: Any, x: Tensor) -> nn.Module:
+    """Calibrate, and take one quantized training step."""
+    import torch
+    from torch.nn import functional as F
+
+    from qat.fake_quant import activation_quants, weight_quants
+    from qat.training.callbacks.calibrate import observe
+    from qat.training.evaluate import first_output
+
+    observe(model, weight_quants(model), [x])
+    observe(model, activation_quants(model), [x])
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    loss = F.cross_entropy(first_output(model.train()(x)), torch.arange(len(x)) % CLASSES)
+    loss.backward()
+    optimizer.step()
+    row.trained = bool(loss.isfinite())
+    return model.eval()
+
+
+def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """Fold and convert; both run on integers and have to agree in every bit."""
+    import torch
+
+    from qat.graph.convert import convert as to_integers
+    from qat.graph.integer import IntegerRun
+    from qat.layers import fold
+    from qat.training.evaluate import first_output
+
+    fold(model)
+    converted = to_integers(model)
+    expected = first_output(IntegerRun(model)(x))
+    row.converted = torch.equal(expected, first_output(IntegerRun(converted)(x)))
+    return converted, expected
+
+
+def export(row: Row, made: Any, x: Tensor) -> None:
+    """Export and compare the predictions of the file."""
+    from qat.export.onnx import export_onnx
+    from qat.export.runtime import OnnxModel
+    from qat.export.verify import compare_outputs
+
+    model, expected = made
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, x[:1], path)
+        row.exported = True
+        row.agreement = compare_outputs(expected, OnnxModel(path)(x))[0]
+
+
+TAKE: dict[str, Callable[[Row, Any, Any], Any]] = {
+    "capture": capture,
+    "train": train,
+    "convert": convert,
+    "export": export,
+}
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a table, and what they come to in all."""
+    head = [name for name in Row.__dataclass_fields__ if name != "error"] + ["error"]
+    lines = [head, ["---"] * len(head)]
+    lines += [[cell(value) for value in asdict(row).values()] for row in rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    counts = [f"{len(rows)} models", f"{sum(r.captured for r in rows)} captured"]
+    for kind in ("trained", "converted", "exported"):
+        tried = [r for r in rows if getattr(r, kind) is not None]
+        counts += [f"{sum(getattr(r, kind) for r in tried)} {kind}"] if tried else []
+    agreeing = sum((r.agreement or 0) >= 0.99 for r in rows)
+    return f"{', '.join(counts)}, {agreeing} agree on 99 % of the predictions.\n\n{table}"
+
+
+def cell(value: Any) -> str:
+    """Return one cell of the table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Put ``text`` between the marks of a page."""
+    page = path.read_text()
+    before, _, rest = page.partition(START)
+    path.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+def names(choice: str) -> list[str]:
+    """Return the models of a choice: torchvision, timm, all, or names separated by commas."""
+    import torchvision
+
+    ours = torchvision.models.list_models(module=torchvision.models)
+    theirs = [f"timm/{name}" for name in TIMM]
+    groups = {"torchvision": ours, "timm": theirs, "all": [*ours, *theirs]}
+    return groups.get(choice) or choice.split(",")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine, print, write; returns the exit status."""
+    warnings.filterwarnings("ignore")
+    rows = []
+    for name in names(options.models):
+        rows.append(examine(name, options.until, options.samples))
+        print(json.dumps(asdict(rows[-1])), flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    if options.into is not None:
+        write_page(options.into, to_markdown(rows))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="all", help="all, torchvision, timm, or a,b,c")
+    parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step to take")
+    parser.add_argument("--samples", type=int, default=16, help="samples of the batch")
+    parser.add_argument("--json", type=Path, help="a file for one object a model")
+    parser.add_argument("--into", type=Path, help=f"a page with {START} and {END}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    options = parser.parse_args(argv)
+    from qat.cli import guard
+
+    return guard(lambda: run(options), show_traceback=options.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

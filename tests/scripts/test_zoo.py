@@ -1,0 +1,70 @@
+"""A representative fifteen of the zoo: captured unchanged, and nearly all of them quantized."""
+
+import json
+
+import pytest
+
+FIFTEEN = {
+    "alexnet": 0.99,
+    "convnext_tiny": 0.99,
+    "densenet121": 0.99,
+    "efficientnet_b0": 0.99,
+    "googlenet": 0.99,
+    "inception_v3": 0.99,
+    "mnasnet0_5": 0.99,
+    "mobilenet_v3_small": 0.99,
+    "regnet_y_400mf": 0.99,
+    "resnet18": 0.99,
+    "shufflenet_v2_x0_5": 0.99,
+    "squeezenet1_1": 0.99,
+    "swin_t": 0.97,
+    "vgg11_bn": 0.99,
+    "vit_b_32": 0.97,
+}
+
+
+@pytest.fixture
+def zoo(load_script):
+    return load_script("zoo")
+
+
+@pytest.mark.parametrize("name", FIFTEEN)
+def test_model_is_captured_unchanged(name, zoo):
+    row = zoo.examine(name, "capture", samples=2)
+    assert row.error == ""
+    assert row.captured
+    assert row.keys_equal
+    assert row.leaves == 0
+    assert row.eval_gap is not None
+    assert row.train_gap is not None
+    assert row.quantized_share is not None
+    assert max(row.eval_gap, row.train_gap) <= 1e-5
+    assert row.quantized_share >= FIFTEEN[name]
+
+
+def test_a_model_goes_all_the_way(tmp_path, capsys, zoo):
+    page, found = tmp_path / "zoo.md", tmp_path / "zoo.json"
+    page.write_text("# Zoo\n<!-- zoo -->\nold\n<!-- /zoo -->\nend\n")
+    options = ["--models", "squeezenet1_1,nosuch", "--json", str(found), "--into", str(page)]
+    assert zoo.main([*options, "--samples", "4"]) == 0
+    good, bad = json.loads(found.read_text())
+    assert (good["trained"], good["converted"], good["exported"]) == (True, True, True)
+    assert good["agreement"] == 1.0
+    assert not bad["captured"]
+    assert "nosuch" in bad["error"]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    text = page.read_text()
+    assert text.startswith("# Zoo\n")
+    assert text.endswith("end\n")
+    assert "old" not in text
+    assert "2 models, 1 captured, 1 trained, 1 converted, 1 exported, 1 agree" in text
+
+
+def test_names_of_groups(zoo):
+    assert len(zoo.names("timm")) == 60
+    assert zoo.names("all") == [*zoo.names("torchvision"), *zoo.names("timm")]
+    assert zoo.names("a,b") == ["a", "b"]
+
+
+def test_table_shows_what_was_not_reached_as_empty(zoo):
+    assert "| a | yes |  | 0.5 |" in zoo.to_markdown([zoo.Row("a", captured=True, eval_gap=0.5)])
