@@ -150,6 +150,15 @@ def build(name: str) -> tuple[nn.Module, int]:
     return model, options.get("image_size", SIZES.get(name, 64))
 
 
+def wake(model: nn.Module) -> None:
+    """Give linear layers that start at zero random weights: zeros would hide every difference."""
+    import torch
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
+            torch.nn.init.normal_(layer.weight, std=0.02)
+
+
 def examine(name: str, until: str, samples: int) -> Row:
     """Return what works on one model."""
     import torch
@@ -160,6 +169,7 @@ def examine(name: str, until: str, samples: int) -> Row:
     try:
         torch.manual_seed(0)
         result, size = build(name)
+        wake(result)
         x = torch.randn(samples, 3, size, size)
         for step in STEPS[: STEPS.index(until) + 1]:
             result = TAKE[step](row, result, x)
@@ -258,8 +268,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     for kind in ("trained", "converted", "exported"):
         tried = [r for r in rows if getattr(r, kind) is not None]
         counts += [f"{sum(getattr(r, kind) for r in tried)} {kind}"] if tried else []
-    agreeing = sum((r.agreement or 0) >= 0.99 for r in rows)
-    return f"{', '.join(counts)}, {agreeing} agree on 99 % of the predictions.\n\n{table}"
+    agreeing = [r.agreement >= 0.99 for r in rows if r.agreement is not None]
+    counts += [f"{sum(agreeing)} agree on 99 % of the predictions"] if agreeing else []
+    return f"{', '.join(counts)}.\n\n{table}"
 
 
 def cell(value: Any) -> str:
