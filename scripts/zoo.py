@@ -8,6 +8,7 @@ in onnxruntime, as far as --until says. A failure is one line, as the tool print
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -135,8 +136,7 @@ def build(name: str) -> tuple[nn.Module, int]:
     import torchvision
 
     if name.startswith("timm/"):
-        import timm
-
+        timm: Any = importlib.import_module("timm")  # optional: the extra named zoo
         model = timm.create_model(name.removeprefix("timm/"), num_classes=CLASSES)
         settings: Any = model.default_cfg
         fixed = settings.get("fixed_input_size", False)
