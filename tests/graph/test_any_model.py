@@ -340,3 +340,25 @@ def test_residual_stream_that_only_norms_read_stays_float():
     _, plan = prepare(Block(), make_scheme(), torch.randn(4, 5, 8))
     assert set(plan.activations) == {"norm", "last"}
     assert ("add", "nothing behind it reads integers") in [(f.op, f.reason) for f in plan.floats]
+
+
+class Lazy(nn.Module):
+    """Makes a table for the size that it sees at its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x):
+        if self.table.shape[0] != x.shape[1]:
+            self.table = torch.arange(x.shape[1] * 4.0).view(-1, 4)
+            self.register_buffer("last", torch.ones(4), persistent=False)
+        return self.linear(x) * self.last + self.table
+
+
+def test_tables_made_at_the_first_call_are_captured():
+    model, x = Lazy().eval(), torch.randn(2, 3, 4)
+    captured, _ = prepare(model, make_scheme(), x)
+    assert model.table.shape == (1, 1)
+    assert torch.equal(captured.eval()(x), model(x))
