@@ -1,4 +1,8 @@
-"""Batch-norm with a saved stage: live, frozen, or folded into the layer in front of it."""
+"""Batch-norm with a saved stage: live, frozen, and in the fold stage part of the layer in front.
+
+One that has no such layer becomes a multiplication and an addition: elementary operations, which
+every runtime rounds alike, where fused normalisations differ in their last bit.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,8 @@ class Stage(enum.IntEnum):
     """Normalises with its running statistics, always."""
     FOLDED = 2
     """Nothing: it is part of the layer in front."""
+    AFFINE = 3
+    """Multiplies and adds by its running statistics: no layer in front could take it."""
 
 
 class StagedBatchNorm(nn.Module):
@@ -35,6 +41,8 @@ class StagedBatchNorm(nn.Module):
         """Normalise ``x``, shape ``(N, C, ...)``, as the stage says."""
         if self.stage is Stage.FOLDED:
             return x
+        if self.stage is Stage.AFFINE:
+            return channel_affine(x, channel_gain(self), channel_shift(self)).to(x.dtype)
         if self.stage is Stage.FROZEN:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -83,6 +91,24 @@ def channel_gain(norm: Any) -> Tensor:
     """Return what a batch-norm multiplies each channel by, shape ``(C,)``, with its own eps."""
     inverse = torch.rsqrt(norm.running_var + norm.eps)
     return inverse if norm.weight is None else norm.weight * inverse
+
+
+def channel_shift(norm: Any) -> Tensor:
+    """Return what a batch-norm adds to each channel behind its gain, shape ``(C,)``."""
+    shift = -norm.running_mean * channel_gain(norm)
+    return shift if norm.bias is None else shift + norm.bias
+
+
+def channel_affine(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """Return ``x * gain + shift``, rounded twice, shape ``(N, C, ...)``.
+
+    Args:
+        x: Real values. Shape ``(N, C, ...)``.
+        gain: Shape ``(C,)``.
+        shift: Shape ``(C,)``.
+    """
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    return x * gain.view(shape) + shift.view(shape)
 
 
 def stage_batch_norm(norm: nn.Module, *, synchronised: bool = False) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.batch_norm import channel_affine, channel_gain, channel_shift
 from qat.fake_quant import FakeQuant
 from qat.functional.codes import dequantize_codes, quantize_codes
 from qat.functional.dynamic import token_scale
@@ -85,6 +86,26 @@ class DynamicCodec(nn.Module):
         """Snap real values ``x`` to the grid of each token; shape of ``x``."""
         scale = token_scale(x, self.spec.qmax)
         return (x / scale).round().clamp(self.spec.qmin, self.spec.qmax) * scale
+
+
+class ChannelAffine(nn.Module):
+    """Multiply and add, channel by channel: a batch-norm that no layer could take.
+
+    Args:
+        norm: The batch-norm, with running statistics.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("gain", channel_gain(norm).detach())
+        self.register_buffer("shift", channel_shift(norm).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return real values, shape of ``x``, ``(N, C, ...)``."""
+        return channel_affine(x, self.gain, self.shift)
 
 
 def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec:

@@ -24,8 +24,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from qat.batch_norm import (
     Stage,
     StagedBatchNorm,
+    batch_norms,
     channel_gain,
-    freeze_batch_norm,
     restore_batch_norm,
 )
 from qat.fake_quant import FakeQuant
@@ -287,7 +287,8 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 
 def fold(model: nn.Module) -> None:
     """Enter the fold stage: batch-norms into the layers in front, biases onto their grids."""
-    freeze_batch_norm(model)
+    for norm in batch_norms(model):
+        norm.stage = Stage.AFFINE
     for _, layer in quantized_layers(model):
         layer.folded = True
         if layer.links.batch_norm is not None:

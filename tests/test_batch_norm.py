@@ -12,6 +12,7 @@ from qat.batch_norm import (
     StagedBatchNorm,
     batch_norms,
     channel_gain,
+    channel_shift,
     freeze_batch_norm,
     restore_batch_norm,
     stage_batch_norm,
@@ -67,6 +68,17 @@ def test_folded_lets_everything_pass():
 
 
 @pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_affine_is_one_multiplication_and_one_addition(affine, dtype):
+    norm = staged(make(affine=affine), Stage.AFFINE).train()
+    x, gain, shift = torch.randn(4, 3, 5, 5), channel_gain(norm), channel_shift(norm)
+    expected = x.to(dtype) * gain.view(3, 1, 1) + shift.view(3, 1, 1)
+    assert torch.equal(norm(x.to(dtype)), expected.to(dtype))
+    plain = make(affine=affine).eval()(x)
+    torch.testing.assert_close(norm(x), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
 def test_channel_gain_uses_the_modules_own_numbers(affine, eps):
     norm = make(affine=affine, eps=eps)
@@ -76,10 +88,10 @@ def test_channel_gain_uses_the_modules_own_numbers(affine, eps):
 
 
 def test_freezing_does_not_unfold():
-    stages = [Stage.LIVE, Stage.FROZEN, Stage.FOLDED]
+    stages = [Stage.LIVE, Stage.FROZEN, Stage.FOLDED, Stage.AFFINE]
     model = nn.Sequential(*(staged(make(), stage) for stage in stages), make())
     freeze_batch_norm(model)
-    assert [norm.stage for norm in batch_norms(model)] == [Stage.FROZEN, Stage.FROZEN, Stage.FOLDED]
+    assert [norm.stage for norm in batch_norms(model)] == [Stage.FROZEN, *stages[1:]]
 
 
 def test_stage_is_saved_and_copied():

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
 import torch
 from onnxscript import ir, opset21
 from torch import Tensor, fx, nn
@@ -119,6 +121,7 @@ def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 custom_translation_table=table,
+                optimize=False,
                 verbose=False,
             )
         except Exception as error:
@@ -127,11 +130,26 @@ def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
                 f"got {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             ) from error
     assert program is not None
+    _simplify(program.model)
     graph = program.model.graph
     values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
     for item in [graph, *graph.all_nodes(), *values]:
         item.metadata_props.clear()  # stack traces and paths of the exporting machine
     return program.model_proto
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants, and nothing that would merge or move operators: runtimes do that."""
+    onnxscript.optimizer.fold_constants(model)
+    for change in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        change(model)
 
 
 @contextlib.contextmanager
@@ -150,7 +168,11 @@ def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
     """Name the codes after their sites; the file keeps the order in which the codecs ran."""
     sites = _call_order(model)
     quantizes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
-    assert len(quantizes) == len(sites), "a quantize was lost or doubled on the way to ONNX"
+    if len(quantizes) != len(sites):
+        raise ExportError(
+            f"expected a QuantizeLinear in the file for each of the {len(sites)} quantizes of the "
+            f"model, got {len(quantizes)}: the exporter merged or lost some; report the model."
+        )
     renamed: dict[str, str] = {}
     for node, site in zip(quantizes, sites, strict=True):
         clip = [n for n in proto.graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]]

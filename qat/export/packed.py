@@ -57,7 +57,7 @@ def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object])
             tensors[f"{module.site}.scale"] = module.scale
             tensors[f"{module.site}.zero_point"] = module.zero_point.to(torch.int32)
             form = {"bits": module.spec.bits, "qmin": module.qmin, "qmax": module.qmax}
-            activations[module.site] = form
+            activations.setdefault(module.site, form)  # a clipped one of the same site comes later
         elif isinstance(module, DynamicCodec):
             form = {"bits": module.spec.bits, "qmin": module.spec.qmin, "qmax": module.spec.qmax}
             activations[module.site] = {**form, "dynamic": True}

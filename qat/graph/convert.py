@@ -1,26 +1,29 @@
 """Conversion: a trained model in its fold stage becomes a model of integers, a new object.
 
 Weights and biases are integer buffers behind a dequantize; activations pass a quantize and a
-dequantize; batch-norms are gone; a ReLU in front of a quantize has become its lowest code. What
-the converted model computes is what the fold stage computes.
+dequantize; batch-norms are gone; a ReLU in front of a quantize has become its lowest code; a
+quantize is repeated where its codes are moved. What the converted model computes is what the fold
+stage computes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import deepcopy
 
 from torch import fx, nn
 
-from qat.batch_norm import Stage, StagedBatchNorm, restore_batch_norm
+from qat.batch_norm import Stage, StagedBatchNorm
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.op_names import op_name
-from qat.graph.ops import OPS
-from qat.integer_layers import ActivationCodec, convert_layer, make_codec
+from qat.graph.ops import OPS, Op
+from qat.integer_layers import ActivationCodec, ChannelAffine, convert_layer, make_codec
 from qat.layers import QuantizedLayer, quantized_layers
 
 _CLIPS = ("relu", "relu6")
+_UNCHANGED = ("identity", "dropout")
 
 
 def convert(captured: Captured) -> fx.GraphModule:
@@ -46,9 +49,13 @@ def convert(captured: Captured) -> fx.GraphModule:
     for name, codec in codecs.items():
         twin.set_submodule(name, codec)
     modules: dict[str, nn.Module] = dict(twin.named_modules())
-    _drop_folded(graph, modules)
-    _absorb_clips(graph, modules)
-    return fx.GraphModule(twin, graph, class_name="IntegerModel")
+    _convert_batch_norms(twin, graph, modules)
+    _absorb_clips(twin, graph, modules)
+    _repeat_quantizes(graph, modules, {c.site: n for n, c in codecs.items()})
+    converted = fx.GraphModule(twin, graph, class_name="IntegerModel")
+    converted.graph.eliminate_dead_code()
+    converted.recompile()
+    return converted
 
 
 def _check_ready(captured: Captured) -> None:
@@ -61,28 +68,86 @@ def _check_ready(captured: Captured) -> None:
         )
 
 
-def _drop_folded(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+def _convert_batch_norms(twin: Captured, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     for node in list(graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, StagedBatchNorm) and module.stage is Stage.FOLDED:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif isinstance(module, StagedBatchNorm):
-            restore_batch_norm(module)  # stays, as plain eval-mode arithmetic
+            modules[str(node.target)] = ChannelAffine(module)
+            twin.set_submodule(str(node.target), modules[str(node.target)])
 
 
-def _absorb_clips(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+def _absorb_clips(twin: Captured, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Turn ReLUs that only feed one quantize into that quantize's lowest and highest code."""
     calls = [n for n in graph.nodes if n.op == "call_module" and _is_codec(n, modules)]
+    number = Counter(n.target for n in calls)
     for node in calls:
         source = node.all_input_nodes[0]
-        alone = sum(n.target == node.target for n in calls) == 1 and len(source.users) == 1
-        if alone and op_name(source, modules) in _CLIPS:
-            codec = modules[str(node.target)]
-            assert isinstance(codec, ActivationCodec)
-            codec.clip(0.0, OPS[op_name(source, modules)].upper)
-            source.replace_all_uses_with(source.all_input_nodes[0])
-            graph.erase_node(source)
+        name = op_name(source, modules)
+        if name not in _CLIPS or len(source.users) != 1:
+            continue
+        if number[node.target] > 1:  # others that share its scale are not clipped
+            node.target = f"{node.target}_{name}"
+            modules.setdefault(node.target, deepcopy(modules[node.target.removesuffix(f"_{name}")]))
+            twin.set_submodule(node.target, modules[node.target])
+        codec = modules[str(node.target)]
+        assert isinstance(codec, ActivationCodec)
+        codec.clip(0.0, OPS[name].upper)
+        source.replace_all_uses_with(source.all_input_nodes[0])
+        graph.erase_node(source)
+
+
+def _repeat_quantizes(
+    graph: fx.Graph, modules: dict[str, nn.Module], codecs: dict[str, str]
+) -> None:
+    """Quantize once more, to the same codes, what was moved between a quantize and its reader.
+
+    Runtimes form an integer operator only where a quantize stands right in front of it.
+    """
+    origin: dict[fx.Node, str | None] = {}
+    for node in list(graph.nodes):
+        name = op_name(node, modules)
+        origin[node] = site = _origin(node, name, modules, origin)
+        if site in codecs and _moves(node, name) and _wants_quantize(node, name, modules):
+            with graph.inserting_after(node):
+                again = graph.create_node("call_module", codecs[site], (node,))
+            node.replace_all_uses_with(
+                again, delete_user_cb=lambda user, new=again: user is not new
+            )
+            origin[again] = site
+
+
+def _origin(
+    node: fx.Node, name: str, modules: dict[str, nn.Module], origin: dict[fx.Node, str | None]
+) -> str | None:
+    """Return the one site whose codes ``node`` holds, right behind its quantize or moved."""
+    if node.op == "call_module" and _is_codec(node, modules):
+        codec = modules[str(node.target)]
+        assert isinstance(codec, ActivationCodec)
+        return codec.site
+    if not _moves(node, name):
+        return None
+    sources = [n for n in node.all_input_nodes if origin[n] or n.meta.get("shape") is not None]
+    found = {origin[n] for n in sources}
+    return found.pop() if len(found) == 1 else None
+
+
+def _moves(node: fx.Node, name: str) -> bool:
+    """Whether the values of ``node`` are some of its inputs' values, or 0."""
+    if name == "pad" and node.op == "call_function":
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+        return value is None or bool(value == 0)
+    return name in OPS and (OPS[name].passes or OPS[name].joins)
+
+
+def _wants_quantize(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether what ``node`` moved is read as codes; a concatenation itself is an operator."""
+    if name in _UNCHANGED or node.meta.get("shape") is None:
+        return False
+    readers = [OPS.get(op_name(user, modules), Op()) for user in node.users]
+    return OPS[name].joins or any(r.reads_codes or r.elementwise or r.joins for r in readers)
 
 
 def _is_codec(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

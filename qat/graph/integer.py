@@ -20,9 +20,9 @@ from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.fake_quant import FakeQuant
-from qat.functional.affine import expand, full_precision
+from qat.functional.affine import expand, full_precision, quantize_bias
 from qat.graph.captured import Captured
-from qat.graph.integer_values import Accumulator, Clipped, Codes, Pending, Sum
+from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Pending, Product, Sum
 from qat.graph.op_names import op_name
 from qat.graph.ops import LAYERS, OPS
 from qat.graph.signature import unflatten_output
@@ -79,7 +79,7 @@ class IntegerRun(fx.Interpreter):
         name, x = op_name(n, self.submodules), args[0] if args else None
         if isinstance(module, FakeQuant | ActivationCodec):
             return self._quantize(module, x)
-        if name in _UNCHANGED or _is_folded(module):
+        if _is_folded(module) or (name in _UNCHANGED and _is_value(x)):
             return x
         if name in LAYERS and isinstance(x, Codes) and _has_integer_kernel(module, x):
             return _accumulate(module, x)
@@ -118,21 +118,24 @@ class IntegerRun(fx.Interpreter):
             self.grids[module] = ActivationCodec(module)
         return self.grids[module]
 
-    def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Accumulator | None:
-        """Average a whole image, the one kind of average pool that has an integer kernel."""
+    def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
+        """Average a whole image, whose sum is an integer, or windows, whose sums are float."""
         x: Codes = args[0]
         count = x.steps[0, 0].numel() if x.steps.ndim == 4 else 0
         mean = self._call(n, args, kwargs, lambda v: _steps(v).double() if v is x else v)
-        if mean.numel() * count != x.steps.numel():
+        if mean.numel() * count == x.steps.numel():
+            return Accumulator((mean * count).round().float(), x.grid.scale, count)
+        is_mean = n.target in (torch.mean, "mean")
+        if is_mean or x.grid.spec.bits > 8:
             return None
-        return Accumulator((mean * count).round().float(), x.grid.scale, count)
+        return Average(self._call(n, args, kwargs, _real))
 
     def _move(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run what only moves values on the steps of codes, where all share one grid."""
         found: list[Any] = []
-        map_aggregate((args, kwargs), lambda v: found.append(v) if _is_value(v) else None)
+        map_aggregate((args, kwargs), lambda v: found.append(v) if _holds_values(v) else None)
         grids = {v.grid for v in found if isinstance(v, Codes)}
-        if len(grids) != 1 or any(isinstance(v, Pending) for v in found):
+        if len(grids) != 1 or not all(isinstance(v, Codes) for v in found):
             return None
         (grid,) = grids
         moved = self._call(n, args, kwargs, _steps)
@@ -141,6 +144,10 @@ class IntegerRun(fx.Interpreter):
 
 def _is_value(value: Any) -> bool:
     return isinstance(value, Codes | Pending)
+
+
+def _holds_values(value: Any) -> bool:
+    return _is_value(value) or _is_real(value)
 
 
 def _real(value: Any) -> Any:
@@ -170,22 +177,22 @@ def _has_integer_kernel(layer: Any, x: Codes) -> bool:
     return narrow and all(m.__module__.startswith(_OWN) for m in methods)
 
 
-def _accumulate(layer: Any, x: Codes) -> Accumulator | None:
+def _accumulate(layer: Any, x: Codes) -> Accumulator:
     """Multiply codes by a layer's codes and add its bias, exactly."""
     parts = layer.integers()
-    if parts.bias is not None and parts.bias_scale is None:
-        return None
+    scale, bias = x.grid.scale * _per_channel(parts.weight_scale), parts.bias
+    if bias is not None and parts.bias_scale is None:  # called with several scales
+        bias = quantize_bias(bias, scale)
     axis = channel_axis(layer)
     weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
     others = [a for a in range(weight.ndim) if a != axis]
     reach = weight.abs().sum(others).max() * x.steps.abs().max()
-    if parts.bias is not None:
-        reach = reach + parts.bias.abs().max()
+    if bias is not None:
+        reach = reach + bias.abs().max()
     fits = x.steps.device.type == "cpu" and bool(reach < _EXACT)  # GPUs choose inexact algorithms
     kind = torch.float32 if fits else torch.float64
-    bias = None if parts.bias is None else parts.bias.to(kind)
+    bias = None if bias is None else bias.to(kind)
     sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
-    scale = x.grid.scale * _per_channel(parts.weight_scale)
     if scale.numel() > 1:
         scale = scale.view(-1, *[1] * (weight.ndim - 2))
     return Accumulator(sums.float(), scale)
@@ -199,7 +206,15 @@ def _multiply(a: Codes, b: Codes) -> Accumulator | None:
     return Accumulator(sums.float(), a.grid.scale * b.grid.scale)
 
 
-_PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {"add": Sum, "matmul": _multiply}
+def _product(a: Codes, b: Codes) -> Product | None:
+    return None if max(a.grid.spec.bits, b.grid.spec.bits) > 8 else Product(a, b)
+
+
+_PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {
+    "add": Sum,
+    "mul": _product,
+    "matmul": _multiply,
+}
 
 
 def _per_channel(scale: Tensor) -> Tensor:

@@ -83,6 +83,42 @@ class Sum(Pending):
 
 
 @dataclass(frozen=True)
+class Product(Pending):
+    """The product of two tensors that lie on grids of their own; their shapes broadcast."""
+
+    a: Codes
+    b: Codes
+
+    def real(self) -> Tensor:
+        """Return the real values."""
+        return self.a.real() * self.b.real()
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Round behind the zero point, as the kernels do: a tie goes to the even stored code."""
+        multiplier = self.a.grid.scale * self.b.grid.scale / grid.scale
+        return (self.a.steps * self.b.steps * multiplier + grid.zero_point.float()).round()
+
+
+@dataclass(frozen=True)
+class Average(Pending):
+    """Averages of windows of codes, which kernels sum up in float.
+
+    Attributes:
+        values: Real values. Shape ``(...)``.
+    """
+
+    values: Tensor
+
+    def real(self) -> Tensor:
+        """Return the real values, shape of ``values``."""
+        return self.values
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Round behind the zero point, as the kernels do: a tie goes to the even stored code."""
+        return (self.values / grid.scale + grid.zero_point.float()).round()
+
+
+@dataclass(frozen=True)
 class Clipped(Pending):
     """A result held in the range ``low..high`` of real values, such as behind a ReLU."""
 

@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.integer_layers import ActivationCodec, IntegerLayer
+from qat.graph.op_names import op_name
+from qat.graph.ops import OPS
+from qat.integer_layers import ActivationCodec, ChannelAffine, IntegerLayer
 from qat.spec import Rule
 from tests.helpers import calibrate, folded, make_scheme, warm_up
 
@@ -64,6 +67,12 @@ NETS = {
         (4, 8, 8),
     ),
     "relu6": lambda: (image_net(nn.Conv2d(4, 8, 3), conv(), nn.BatchNorm2d, nn.ReLU6), (4, 8, 8)),
+    "norm_first": lambda: (
+        image_net(
+            nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3)), conv(), nn.BatchNorm2d
+        ),
+        (4, 8, 8),
+    ),
     "signed": lambda: (
         image_net(nn.Conv2d(4, 8, 3), conv(), nn.BatchNorm2d, nn.Identity),
         (4, 8, 8),
@@ -151,7 +160,7 @@ def test_weights_that_stay_float_and_inputs_that_stay_float():
     rules = {"skip": Rule("3", "float", None), "in": Rule("@input", None, "float")}
     _, _, converted = assert_converts_exactly(model, make_scheme(rules=rules), x)
     # nothing to fold it into
-    assert type(converted.get_submodule("4")) is nn.BatchNorm2d
+    assert type(converted.get_submodule("4")) is ChannelAffine
     assert not isinstance(converted.get_submodule("3"), IntegerLayer)
     first = converted.get_submodule("0")
     assert isinstance(first, IntegerLayer)
@@ -272,7 +281,7 @@ def test_clips_with_other_readers_stay():
     assert torch.equal(converted(x), captured(x))
 
 
-def test_shared_scales_keep_their_relu():
+def test_shared_scales_clip_only_where_a_relu_was():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -285,7 +294,7 @@ def test_shared_scales_keep_their_relu():
     x = torch.randn(32, 4)
     captured, _ = folded(Net(), make_scheme(), x)
     converted = convert(captured)
-    assert len(_clips(converted)) == 1  # its codec also serves a branch with negative values
+    assert not _clips(converted)  # a codec of its own: the other branch has negative values
     assert torch.equal(converted(x), captured(x))
 
 
@@ -352,3 +361,41 @@ def test_dead_channels_convert():
         if isinstance(module, IntegerLayer):
             assert module.bias_codes is not None
             assert module.bias_codes.abs().max() <= 2**30
+
+
+class Moves(nn.Module):
+    """Codes that are joined, split, padded and reordered on the way to their readers."""
+
+    def __init__(self, padding=0.0):
+        super().__init__()
+        self.padding = padding
+        self.a, self.b, self.c = (nn.Conv2d(n, 4, 1) for n in (3, 4, 8))
+        self.d, self.end = nn.Conv2d(2, 4, 3), nn.Linear(64, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        x = torch.relu(self.c(torch.cat([x, torch.relu(self.b(x))], 1)))
+        x = self.d(F.pad(x.chunk(2, 1)[1], (1, 1, 1, 1), value=self.padding))
+        return self.end(F.max_pool2d(x, 2).transpose(1, 2).flatten(1))
+
+
+def _moved(converted: fx.GraphModule) -> list[str]:
+    """Return what stands between a quantize and its repetition."""
+    modules, found = dict(converted.named_modules()), []
+    for node in converted.graph.nodes:
+        if node.op == "call_module" and isinstance(modules[node.target], ActivationCodec):
+            name = op_name(node.args[0], modules)
+            found += [name] if name in OPS and (OPS[name].passes or OPS[name].joins) else []
+    return found
+
+
+def test_a_quantize_stands_in_front_of_every_reader():
+    x = torch.randn(16, 3, 8, 8)
+    _, _, converted = assert_converts_exactly(Moves(), make_scheme(4, 8), x)
+    assert _moved(converted) == ["concat", "pad", "reshape"]
+
+
+def test_no_quantize_where_padding_leaves_the_grid():
+    x = torch.randn(16, 3, 8, 8)
+    _, _, converted = assert_converts_exactly(Moves(-7.0), make_scheme(4, 8), x)
+    assert _moved(converted) == ["concat", "reshape"]

@@ -1,6 +1,7 @@
 """Integer arithmetic against integer kernels, exhaustively where the operands are 8-bit codes."""
 
 import itertools
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -13,7 +14,7 @@ from qat.fake_quant import make_fake_quant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
 from qat.graph.integer import IntegerRun
-from qat.graph.integer_values import Accumulator, Clipped, Codes, Sum
+from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Product, Sum
 from qat.integer_layers import ActivationCodec
 from qat.layers import fold
 from qat.spec import QuantSpec
@@ -37,7 +38,9 @@ def on_grid(codes: torch.Tensor, codec: ActivationCodec) -> Codes:
     return Codes(codes.float() - codec.zero_point.float(), codec)
 
 
-def kernel(op: str, inputs: list[torch.Tensor], codecs: list[ActivationCodec], domain: str):
+def kernel(
+    op: str, inputs: list[torch.Tensor], codecs: list[ActivationCodec], domain: str, **options: Any
+):
     """Run one integer operator of onnxruntime on stored codes; the last codec is the output's."""
     names, feeds, constants = [], {}, []
     for i, codec in enumerate(codecs):
@@ -47,7 +50,7 @@ def kernel(op: str, inputs: list[torch.Tensor], codecs: list[ActivationCodec], d
         for kind, value in (("s", codec.scale), ("z", codec.zero_point)):
             constants.append(numpy_helper.from_array(value.numpy(), f"{kind}{i}"))
             names.append(f"{kind}{i}")
-    node = helper.make_node(op, names, ["y"], domain=domain)
+    node = helper.make_node(op, names, ["y"], domain=domain, **options)
     values = [
         helper.make_tensor_value_info(k, TensorProto.UINT8, v.shape) for k, v in feeds.items()
     ]
@@ -70,6 +73,30 @@ def test_sums_of_all_pairs_of_codes_are_those_of_the_kernel(a, b, c):
     ours = Sum(on_grid(left, codecs[0]), on_grid(right, codecs[1])).codes(codecs[2]).clamp(0, 255)
     theirs = kernel("QLinearAdd", [left, right], codecs, "com.microsoft")
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("a", "b", "c"), list(itertools.permutations(SCALES, 3)))
+def test_products_of_all_pairs_of_codes_are_those_of_the_kernel(a, b, c):
+    codecs = [grid(*a), grid(*b), grid(*c)]
+    every = torch.arange(256, dtype=torch.uint8)
+    left, right = (t.contiguous().flatten() for t in torch.meshgrid(every, every, indexing="ij"))
+    product = Product(on_grid(left, codecs[0]), on_grid(right, codecs[1]))
+    theirs = kernel("QLinearMul", [left, right], codecs, "com.microsoft")
+    assert torch.equal(product.codes(codecs[2]).clamp(0, 255), theirs)
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.permutations([*SCALES, (0.017, 2)], 2)))
+@pytest.mark.parametrize(("padding", "counted"), [(0, False), (1, False), (1, True)])
+def test_averages_of_windows_are_those_of_the_kernel(a, b, padding, counted):
+    codecs = [grid(*a), grid(*b)]
+    x = torch.randint(0, 256, (4, 64, 12, 12), dtype=torch.uint8)
+    options = {"strides": [2, 2], "pads": [padding] * 4, "count_include_pad": int(counted)}
+    theirs = kernel(
+        "QLinearAveragePool", [x], codecs, "com.microsoft", kernel_shape=[3, 2], **options
+    )
+    real = on_grid(x, codecs[0]).real()
+    values = F.avg_pool2d(real, (3, 2), 2, padding, count_include_pad=counted)
+    assert torch.equal(Average(values).codes(codecs[1]).clamp(0, 255), theirs)
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.permutations(SCALES, 2)))
@@ -205,3 +232,35 @@ def test_run_in_a_half_precision_region_is_exact():
     expected = IntegerRun(captured)(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(IntegerRun(captured)(x), expected)
+
+
+def test_constants_joined_to_codes_are_real_values():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 4))
+            self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x):
+            y = self.a(x)
+            z = torch.cat([self.token.expand(x.shape[0], -1, -1), y], 1)
+            return self.b(y).sum(1) + self.norm(z).sum(1)
+
+    x = torch.randn(8, 3, 4)
+    captured, _ = folded(Net(), make_scheme(8, 8), x)
+    torch.testing.assert_close(IntegerRun(captured)(x), captured(x))
+
+
+def test_casts_of_masks_are_done():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            mask = torch.zeros((x.shape[0], 4)).to(torch.bool)
+            return self.b(self.a(x)).masked_fill(~mask, 0.0)
+
+    x = torch.randn(8, 4)
+    captured, _ = folded(Net(), make_scheme(8, 8), x)
+    assert torch.equal(IntegerRun(captured)(x), torch.zeros(8, 4))
