@@ -1,6 +1,7 @@
 """What works on which model: every torchvision classifier, and timm architectures of many families.
 
-Weights are random and inputs small where the architecture allows it. Each model is captured,
+Weights are random, but for a last layer that is fitted to the samples, and inputs small where the
+architecture allows it. Each model is captured,
 compared with the original in both modes, planned, trained for one step, converted, exported and run
 in onnxruntime, as far as --until says. A failure is one line, as the tool prints it.
 """
@@ -8,7 +9,6 @@ in onnxruntime, as far as --until says. A failure is one line, as the tool print
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
@@ -24,76 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STEPS = ("capture", "train", "convert", "export")
-CLASSES = 10
 START, END = "<!-- zoo -->", "<!-- /zoo -->"
 EPILOG = """
 examples:
   python scripts/zoo.py --models resnet18,swin_t --until convert
   python scripts/zoo.py --models timm --json zoo.json
 """
-SIZES = {"inception_v3": 299, "maxvit_t": 224}
-TIMM = [
-    "beit_base_patch16_224",
-    "cait_xxs24_224",
-    "coat_lite_tiny",
-    "convit_tiny",
-    "convnext_atto",
-    "convnextv2_atto",
-    "crossvit_tiny_240",
-    "davit_tiny",
-    "deit_tiny_patch16_224",
-    "densenet121",
-    "dla34",
-    "dpn48b",
-    "edgenext_xx_small",
-    "efficientformer_l1",
-    "efficientnet_lite0",
-    "eva02_tiny_patch14_224",
-    "fastvit_t8",
-    "focalnet_tiny_srf",
-    "gcvit_xxtiny",
-    "ghostnet_100",
-    "hgnetv2_b0",
-    "hrnet_w18_small",
-    "inception_next_tiny",
-    "levit_128s",
-    "mambaout_femto",
-    "maxvit_rmlp_pico_rw_256",
-    "mixer_s16_224",
-    "mobilenetv3_small_100",
-    "mobilenetv4_conv_small",
-    "mobilevit_xxs",
-    "mvitv2_tiny",
-    "nest_tiny",
-    "nf_regnet_b0",
-    "nf_resnet50",
-    "pit_ti_224",
-    "poolformer_s12",
-    "pvt_v2_b0",
-    "regnety_002",
-    "repvgg_a0",
-    "repvit_m0_9",
-    "res2net50_26w_4s",
-    "resmlp_12_224",
-    "resnet18",
-    "resnetv2_50",
-    "rexnet_100",
-    "sebotnet33ts_256",
-    "selecsls42",
-    "sequencer2d_s",
-    "skresnet18",
-    "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
-    "tf_efficientnetv2_b0",
-    "tiny_vit_5m_224",
-    "twins_svt_small",
-    "visformer_tiny",
-    "vit_tiny_patch16_224",
-    "volo_d1_224",
-    "vovnet39a",
-    "xception41",
-    "xcit_nano_12_p16_224",
-]
 
 
 @dataclass
@@ -131,37 +67,10 @@ class Row:
     error: str = ""
 
 
-def build(name: str) -> tuple[nn.Module, int]:
-    """Return a model with random weights and the side of its images, small where it can be."""
-    import torchvision
-
-    if name.startswith("timm/"):
-        timm: Any = importlib.import_module("timm")  # optional: the extra named zoo
-        model = timm.create_model(name.removeprefix("timm/"), num_classes=CLASSES)
-        settings: Any = model.default_cfg
-        fixed = settings.get("fixed_input_size", False)
-        return model, settings["input_size"][1] if fixed else 96
-    options: dict[str, Any] = {"num_classes": CLASSES}
-    if name.startswith("vit_"):
-        options["image_size"] = 56 if name == "vit_h_14" else 64
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # what torchvision does anyway, with a warning
-    model = torchvision.models.get_model(name, **options)
-    return model, options.get("image_size", SIZES.get(name, 64))
-
-
-def wake(model: nn.Module) -> None:
-    """Give linear layers that start at zero random weights: zeros would hide every difference."""
-    import torch
-
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
-            torch.nn.init.normal_(layer.weight, std=0.02)
-
-
 def examine(name: str, until: str, samples: int) -> Row:
     """Return what works on one model."""
     import torch
+    from zoo_models import build, decide, pictures, wake
 
     from qat.errors import QatError
 
@@ -170,7 +79,8 @@ def examine(name: str, until: str, samples: int) -> Row:
         torch.manual_seed(0)
         result, size = build(name)
         wake(result)
-        x = torch.randn(samples, 3, size, size)
+        x = pictures(samples, size)
+        decide(result, x)
         for step in STEPS[: STEPS.index(until) + 1]:
             result = TAKE[step](row, result, x)
     except (QatError, ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -205,6 +115,7 @@ def train(row: Row, model: Any, x: Tensor) -> nn.Module:
     """Calibrate, and take one quantized training step."""
     import torch
     from torch.nn import functional as F
+    from zoo_models import CLASSES
 
     from qat.fake_quant import activation_quants, weight_quants
     from qat.training.callbacks.calibrate import observe
@@ -287,18 +198,10 @@ def write_page(path: Path, text: str) -> None:
     path.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
-def names(choice: str) -> list[str]:
-    """Return the models of a choice: torchvision, timm, all, or names separated by commas."""
-    import torchvision
-
-    ours = torchvision.models.list_models(module=torchvision.models)
-    theirs = [f"timm/{name}" for name in TIMM]
-    groups = {"torchvision": ours, "timm": theirs, "all": [*ours, *theirs]}
-    return groups.get(choice) or choice.split(",")
-
-
 def run(options: argparse.Namespace) -> int:
     """Examine, print, write; returns the exit status."""
+    from zoo_models import names
+
     warnings.filterwarnings("ignore")
     rows = []
     for name in names(options.models):

@@ -53,7 +53,8 @@ def image_run(tmp_path_factory):
 
 @pytest.fixture
 def load_script(monkeypatch):
-    """Import a script by its name."""
+    """Import a script by its name, with those beside it in reach."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"scripts/{name}.py")

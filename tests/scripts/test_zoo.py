@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 FIFTEEN = {
     "alexnet": 0.99,
@@ -60,10 +62,23 @@ def test_a_model_goes_all_the_way(tmp_path, capsys, zoo):
     assert "2 models, 1 captured, 1 trained, 1 converted, 1 exported, 1 agree" in text
 
 
-def test_names_of_groups(zoo):
-    assert len(zoo.names("timm")) == 60
-    assert zoo.names("all") == [*zoo.names("torchvision"), *zoo.names("timm")]
-    assert zoo.names("a,b") == ["a", "b"]
+def test_names_of_groups(load_script):
+    names = load_script("zoo_models").names
+    assert len(names("timm")) == 60
+    assert names("all") == [*names("torchvision"), *names("timm")]
+    assert names("a,b") == ["a", "b"]
+
+
+@pytest.mark.parametrize("head", [nn.Conv2d(24, 10, 1), nn.Linear(24, 10, bias=False)])
+def test_a_fitted_head_tells_the_samples_apart(load_script, head):
+    models = load_script("zoo_models")
+    torch.manual_seed(0)
+    pool, flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    tail = [head, pool, flat] if isinstance(head, nn.Conv2d) else [pool, flat, head]
+    model = nn.Sequential(nn.Conv2d(3, 24, 5), nn.ReLU(), *tail)
+    x = models.pictures(10, 16)
+    models.decide(model, x)
+    assert torch.equal(model(x).argmax(1), torch.arange(10))
 
 
 def test_table_shows_what_was_not_reached_as_empty(zoo):
