@@ -17,7 +17,7 @@ from qat.batch_norm import Stage, StagedBatchNorm
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
-from qat.graph.op_names import op_name
+from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, Op
 from qat.integer_layers import ActivationCodec, ChannelAffine, convert_layer, make_codec
 from qat.layers import QuantizedLayer, quantized_layers
@@ -110,7 +110,7 @@ def _repeat_quantizes(
     for node in list(graph.nodes):
         name = op_name(node, modules)
         origin[node] = site = _origin(node, name, modules, origin)
-        if site in codecs and _moves(node, name) and _wants_quantize(node, name, modules):
+        if site in codecs and moves_codes(node, name) and _wants_quantize(node, name, modules):
             with graph.inserting_after(node):
                 again = graph.create_node("call_module", codecs[site], (node,))
             node.replace_all_uses_with(
@@ -127,19 +127,11 @@ def _origin(
         codec = modules[str(node.target)]
         assert isinstance(codec, ActivationCodec)
         return codec.site
-    if not _moves(node, name):
+    if not moves_codes(node, name):
         return None
     sources = [n for n in node.all_input_nodes if origin[n] or n.meta.get("shape") is not None]
     found = {origin[n] for n in sources}
     return found.pop() if len(found) == 1 else None
-
-
-def _moves(node: fx.Node, name: str) -> bool:
-    """Whether the values of ``node`` are some of its inputs' values, or 0."""
-    if name == "pad" and node.op == "call_function":
-        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-        return value is None or bool(value == 0)
-    return name in OPS and (OPS[name].passes or OPS[name].joins)
 
 
 def _wants_quantize(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> bool:

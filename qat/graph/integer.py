@@ -23,7 +23,7 @@ from qat.fake_quant import FakeQuant
 from qat.functional.affine import expand, full_precision, quantize_bias
 from qat.graph.captured import Captured
 from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Pending, Product, Sum
-from qat.graph.op_names import op_name
+from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS
 from qat.graph.signature import unflatten_output
 from qat.integer_layers import ActivationCodec, IntegerLayer
@@ -93,11 +93,7 @@ class IntegerRun(fx.Interpreter):
             return _PAIRS[name](*args) if fits else None
         if name == "average_pool" and isinstance(args[0], Codes):
             return self._average(n, args, kwargs)
-        row = OPS.get(name)
-        moves = (
-            row is not None and (row.passes or row.joins) and name != "pad"
-        )  # runtimes pad reals
-        return self._move(n, args, kwargs) if moves else None
+        return self._move(n, args, kwargs) if moves_codes(n, name) else None
 
     def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes | None:
         if isinstance(module, FakeQuant) and module.quantizer.is_dynamic:

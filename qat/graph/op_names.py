@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from qat.graph.ops import OPS
+
 MODULES: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
@@ -206,6 +208,19 @@ def op_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
         known = names.get(node.target, "")  # pyright: ignore[reportArgumentType, reportCallIssue]
         return _variant(known, node) or getattr(node.target, "__name__", str(node.target))
     return {"placeholder": "input", "get_attr": "constant"}.get(node.op, node.op)
+
+
+def moves_codes(node: fx.Node, name: str) -> bool:
+    """Whether the values of ``node`` are some of its inputs' values, or 0: codes stay codes.
+
+    Args:
+        node: A node of a captured graph.
+        name: The name of its operation.
+    """
+    if name == "pad" and node.op == "call_function":
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+        return value is None or bool(value == 0)
+    return name in OPS and (OPS[name].passes or OPS[name].joins)
 
 
 def _variant(name: str, node: fx.Node, module: nn.Module | None = None) -> str:

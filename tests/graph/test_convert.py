@@ -11,6 +11,7 @@ from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
+from qat.graph.integer import IntegerRun
 from qat.graph.op_names import op_name
 from qat.graph.ops import OPS
 from qat.integer_layers import ActivationCodec, ChannelAffine, IntegerLayer
@@ -391,8 +392,9 @@ def _moved(converted: fx.GraphModule) -> list[str]:
 
 def test_a_quantize_stands_in_front_of_every_reader():
     x = torch.randn(16, 3, 8, 8)
-    _, _, converted = assert_converts_exactly(Moves(), make_scheme(4, 8), x)
+    captured, _, converted = assert_converts_exactly(Moves(), make_scheme(4, 8), x)
     assert _moved(converted) == ["concat", "pad", "reshape"]
+    assert torch.equal(IntegerRun(captured)(x), IntegerRun(converted)(x))
 
 
 def test_no_quantize_where_padding_leaves_the_grid():
