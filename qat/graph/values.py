@@ -94,7 +94,8 @@ class Values:
 
         args = map_arg(node.args, value)
         kwargs = map_arg(node.kwargs, value)
-        with _untraced(), torch.no_grad():
+        touches_modules = node.op in ("get_attr", "call_module")
+        with _untraced() if touches_modules else nullcontext(), torch.no_grad():
             if node.op == "get_attr":
                 return self._attribute(str(node.target))
             if node.op == "call_module":
@@ -163,7 +164,10 @@ def _random(value: Any) -> Any:
 
 @contextmanager
 def _untraced() -> Iterator[None]:
-    """Give modules their own calls and attributes back while a leaf runs inside a trace."""
+    """Give modules their own calls and attributes back while a leaf runs inside a trace.
+
+    Not for free: Python looks at every subclass of ``nn.Module`` that is imported.
+    """
     patched = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR
     try:
