@@ -9,6 +9,7 @@ and buffers of the model it was given: names, their order and checkpoints stay a
 from __future__ import annotations
 
 import traceback
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,15 @@ class _Capture:
         whole = self.whole_attention
         tracer = ModeTracer(self.signature, self.leaves, self.views, whole_attention=whole)
         tracer.follows_batch = self.follows_batch
+        self.model.train(mode == "train")
+        before = _attributes(self.model)
         try:
-            graph = tracer.trace(self.model.train(mode == "train"))
+            graph = tracer.trace(self.model)
         except Exception as error:
             self._give_up(tracer, error)
             return None
+        finally:
+            _forget_proxies(before)
         graph._tracer_cls = None
         for node in reversed(list(graph.nodes)):
             is_silent = node.op == "get_attr" or node.target in _INVISIBLE
@@ -130,6 +135,25 @@ class _Capture:
                 "tensor values there by tensor operations, or move it into a submodule, which is "
                 "then left whole."
             ) from error
+
+
+def _attributes(model: nn.Module) -> dict[nn.Module, dict[str, Any]]:
+    """Return the attributes of every module, containers copied."""
+    return {
+        module: {k: copy(v) if isinstance(v, dict | list) else v for k, v in vars(module).items()}
+        for module in model.modules()
+    }
+
+
+def _forget_proxies(before: dict[nn.Module, dict[str, Any]]) -> None:
+    """Give back what a forward replaced by something that only exists while it is traced."""
+    for module, known in before.items():
+        for key, value in list(vars(module).items()):
+            found = value.values() if isinstance(value, dict) else value
+            found = found if isinstance(value, dict | list | tuple) else [value]
+            if any(isinstance(v, fx.Proxy) for v in found):
+                module.__dict__.pop(key)
+                module.__dict__.update({key: known[key]} if key in known else {})
 
 
 def _share_constants(graphs: dict[str, fx.Graph], constants: dict[str, Any]) -> dict[str, Any]:

@@ -362,3 +362,33 @@ def test_tables_made_at_the_first_call_are_captured():
     captured, _ = prepare(model, make_scheme(), x)
     assert model.table.shape == (1, 1)
     assert torch.equal(captured.eval()(x), model(x))
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed from a parameter, as models do that save work in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Parameter(torch.randn(4)), nn.Linear(4, 4)
+        self.cache, self.last = {}, None
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if not self.training and "twice" not in self.cache:
+            self.cache["twice"] = self.table * 2
+        self.last = self.linear(x) + (self.table * 2 if self.training else self.cache["twice"])
+        return self.last
+
+
+def test_what_a_forward_keeps_is_not_what_was_traced():
+    model, x = Remembering(), torch.randn(2, 4)
+    captured, _ = prepare(model, make_scheme(), x)
+    assert (model.cache, model.last) == ({}, None)
+    twin = copy.deepcopy(captured).eval()
+    with torch.no_grad():
+        twin.get_parameter("table").mul_(3.0)
+        model.table.mul_(3.0)
+    assert torch.equal(twin(x), model.eval()(x))
