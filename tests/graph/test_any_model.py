@@ -392,3 +392,26 @@ def test_what_a_forward_keeps_is_not_what_was_traced():
         twin.get_parameter("table").mul_(3.0)
         model.table.mul_(3.0)
     assert torch.equal(twin(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("pool", "own"),
+    [
+        (lambda x: F.max_pool2d(x, 2), False),
+        (lambda x: F.adaptive_max_pool2d(x, 2), False),
+        (lambda x: x.amax((2, 3), keepdim=True), False),
+        (lambda x: F.dropout2d(x, 0.5, False), False),
+        (lambda x: F.avg_pool2d(x, 2), True),
+    ],
+)
+def test_pools_that_choose_values_share_their_scale(pool, own):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.b(pool(self.a(x)))
+
+    _, plan = prepare(Net(), make_scheme(), torch.randn(2, 3, 8, 8))
+    assert list(plan.activations) == ["input.x", "a", *(["average_pool"] if own else [])]
