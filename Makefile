@@ -25,7 +25,6 @@ slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
 
 zoo: $(VENV)/.tested
-	$(BIN)/python -m pip install --quiet --editable .[zoo]
 	$(BIN)/python scripts/zoo.py --into docs/zoo.md
 
 board: $(VENV)/.installed

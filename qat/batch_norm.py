@@ -93,9 +93,15 @@ def channel_gain(norm: Any) -> Tensor:
     return inverse if norm.weight is None else norm.weight * inverse
 
 
-def channel_shift(norm: Any) -> Tensor:
-    """Return what a batch-norm adds to each channel behind its gain, shape ``(C,)``."""
-    shift = -norm.running_mean * channel_gain(norm)
+def channel_shift(norm: Any, bias: Tensor | None = None) -> Tensor:
+    """Return what a batch-norm adds to each channel behind its gain, shape ``(C,)``.
+
+    Args:
+        norm: The batch-norm, with running statistics.
+        bias: What the layer in front adds, shape ``(C,)``.
+    """
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    shift = -mean * channel_gain(norm)
     return shift if norm.bias is None else shift + norm.bias
 
 

@@ -26,6 +26,7 @@ from qat.batch_norm import (
     StagedBatchNorm,
     batch_norms,
     channel_gain,
+    channel_shift,
     restore_batch_norm,
 )
 from qat.fake_quant import FakeQuant
@@ -160,11 +161,7 @@ class QuantizedLayer(nn.Module):
 
     def _folded_bias(self) -> Tensor | None:
         bias, norm = self._parameters.get("bias"), self.links.batch_norm
-        if norm is None:
-            return bias
-        mean = norm.running_mean if bias is None else norm.running_mean - bias
-        shift = -mean * channel_gain(norm)
-        return shift if norm.bias is None else shift + norm.bias
+        return bias if norm is None else channel_shift(norm, bias)
 
     def _folded_scales(self) -> tuple[Tensor, Tensor]:
         """Return the scale behind the batch-norm, and the same held where the bias still fits."""

@@ -1,9 +1,9 @@
 """What works on which model: every torchvision classifier, and timm architectures of many families.
 
 Weights are random, but for a last layer that is fitted to the samples, and inputs small where the
-architecture allows it. Each model is captured,
-compared with the original in both modes, planned, trained for one step, converted, exported and run
-in onnxruntime, as far as --until says. A failure is one line, as the tool prints it.
+architecture allows it. Each model is captured, compared with the original in both modes, planned,
+trained for one step, converted, exported and run in onnxruntime, as far as --until says. A failure
+is one line, as the tool prints it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ last layer is fitted to them.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -83,8 +82,6 @@ TIMM = [
 
 def names(choice: str) -> list[str]:
     """Return the models of a choice: torchvision, timm, all, or names separated by commas."""
-    import torchvision
-
     ours = torchvision.models.list_models(module=torchvision.models)
     theirs = [f"timm/{name}" for name in TIMM]
     groups = {"torchvision": ours, "timm": theirs, "all": [*ours, *theirs]}
@@ -94,7 +91,8 @@ def names(choice: str) -> list[str]:
 def build(name: str) -> tuple[nn.Module, int]:
     """Return a model with random weights and the side of its images, small where it can be."""
     if name.startswith("timm/"):
-        timm: Any = importlib.import_module("timm")  # optional: the extra named zoo
+        import timm  # optional: the extra named zoo
+
         model = timm.create_model(name.removeprefix("timm/"), num_classes=CLASSES)
         settings: Any = model.default_cfg
         fixed = settings.get("fixed_input_size", False)

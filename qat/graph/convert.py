@@ -18,12 +18,11 @@ from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
-from qat.graph.ops import OPS, Op
+from qat.graph.ops import OPS, UNCHANGED, Op
 from qat.integer_layers import ActivationCodec, ChannelAffine, convert_layer, make_codec
 from qat.layers import QuantizedLayer, quantized_layers
 
 _CLIPS = ("relu", "relu6")
-_UNCHANGED = ("identity", "dropout")
 
 
 def convert(captured: Captured) -> fx.GraphModule:
@@ -81,19 +80,20 @@ def _convert_batch_norms(twin: Captured, graph: fx.Graph, modules: dict[str, nn.
 
 def _absorb_clips(twin: Captured, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Turn ReLUs that only feed one quantize into that quantize's lowest and highest code."""
-    calls = [n for n in graph.nodes if n.op == "call_module" and _is_codec(n, modules)]
+    calls = [n for n in graph.nodes if _codec(n, modules)]
     number = Counter(n.target for n in calls)
     for node in calls:
         source = node.all_input_nodes[0]
         name = op_name(source, modules)
         if name not in _CLIPS or len(source.users) != 1:
             continue
+        codec = _codec(node, modules)
+        assert codec is not None
         if number[node.target] > 1:  # others that share its scale are not clipped
             node.target = f"{node.target}_{name}"
-            modules.setdefault(node.target, deepcopy(modules[node.target.removesuffix(f"_{name}")]))
-            twin.set_submodule(node.target, modules[node.target])
-        codec = modules[str(node.target)]
-        assert isinstance(codec, ActivationCodec)
+            codec = deepcopy(codec)
+            twin.set_submodule(node.target, codec)
+            modules[node.target] = codec
         codec.clip(0.0, OPS[name].upper)
         source.replace_all_uses_with(source.all_input_nodes[0])
         graph.erase_node(source)
@@ -123,9 +123,8 @@ def _origin(
     node: fx.Node, name: str, modules: dict[str, nn.Module], origin: dict[fx.Node, str | None]
 ) -> str | None:
     """Return the one site whose codes ``node`` holds, right behind its quantize or moved."""
-    if node.op == "call_module" and _is_codec(node, modules):
-        codec = modules[str(node.target)]
-        assert isinstance(codec, ActivationCodec)
+    codec = _codec(node, modules)
+    if codec is not None:
         return codec.site
     if not moves_codes(node, name):
         return None
@@ -136,11 +135,12 @@ def _origin(
 
 def _wants_quantize(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> bool:
     """Whether what ``node`` moved is read as codes; a concatenation itself is an operator."""
-    if name in _UNCHANGED or node.meta.get("shape") is None:
+    if name in UNCHANGED or node.meta.get("shape") is None:
         return False
     readers = [OPS.get(op_name(user, modules), Op()) for user in node.users]
     return OPS[name].joins or any(r.reads_codes or r.elementwise or r.joins for r in readers)
 
 
-def _is_codec(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return isinstance(modules[str(node.target)], ActivationCodec)
+def _codec(node: fx.Node, modules: dict[str, nn.Module]) -> ActivationCodec | None:
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    return module if isinstance(module, ActivationCodec) else None

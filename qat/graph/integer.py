@@ -24,7 +24,7 @@ from qat.functional.affine import expand, full_precision, quantize_bias
 from qat.graph.captured import Captured
 from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Pending, Product, Sum
 from qat.graph.op_names import moves_codes, op_name
-from qat.graph.ops import LAYERS, OPS
+from qat.graph.ops import LAYERS, OPS, UNCHANGED
 from qat.graph.signature import unflatten_output
 from qat.integer_layers import ActivationCodec, IntegerLayer
 from qat.layers import QuantizedLayer, channel_axis
@@ -32,7 +32,6 @@ from qat.subclass import original_class, plain_twin
 
 _EXACT = 2**24  # float32 holds every integer up to here
 _OWN = ("torch.nn.", "qat.")
-_UNCHANGED = ("identity", "dropout")
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
 
 
@@ -79,7 +78,7 @@ class IntegerRun(fx.Interpreter):
         name, x = op_name(n, self.submodules), args[0] if args else None
         if isinstance(module, FakeQuant | ActivationCodec):
             return self._quantize(module, x)
-        if _is_folded(module) or (name in _UNCHANGED and _is_value(x)):
+        if _is_folded(module) or (name in UNCHANGED and _is_value(x)):
             return x
         if name in LAYERS and isinstance(x, Codes) and _has_integer_kernel(module, x):
             return _accumulate(module, x)

@@ -75,3 +75,5 @@ OPS: dict[str, Op] = {
 
 LAYERS = {name for name in OPS if name.startswith("conv") and name != "concat"} | {"linear"}
 WEIGHTED = LAYERS | {"embedding"}
+UNCHANGED = {"identity", "dropout"}
+"""What does nothing in eval mode."""

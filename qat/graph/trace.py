@@ -149,11 +149,14 @@ def _forget_proxies(before: dict[nn.Module, dict[str, Any]]) -> None:
     """Give back what a forward replaced by something that only exists while it is traced."""
     for module, known in before.items():
         for key, value in list(vars(module).items()):
-            found = value.values() if isinstance(value, dict) else value
-            found = found if isinstance(value, dict | list | tuple) else [value]
-            if any(isinstance(v, fx.Proxy) for v in found):
-                module.__dict__.pop(key)
-                module.__dict__.update({key: known[key]} if key in known else {})
+            held = value.values() if isinstance(value, dict) else value
+            held = held if isinstance(value, dict | list | tuple) else [value]
+            if not any(isinstance(v, fx.Proxy) for v in held):
+                continue
+            if key in known:
+                module.__dict__[key] = known[key]
+            else:
+                del module.__dict__[key]
 
 
 def _share_constants(graphs: dict[str, fx.Graph], constants: dict[str, Any]) -> dict[str, Any]:
