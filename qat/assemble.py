@@ -53,9 +53,11 @@ def make(config: Config, **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, QatError):
             raise cause from None
+        is_missing = isinstance(cause, ImportError)
+        remedy = "install its package" if is_missing else "correct or remove (~group.key) the value"
         raise ConfigError(
             f"expected values that {config.get('_target_')} takes, got {type(cause).__name__} "
-            f"({cause}): correct or remove (~group.key) the value."
+            f"({cause}): {remedy}."
         ) from error
 
 

@@ -52,6 +52,10 @@ def fails(arguments, folder, monkeypatch, capsys):
         (["optimzer=sgd"], ["optimzer", "--help"]),
         (["schedule.epoch=3"], ["epoch", "--help"]),
         (["data=arrays"], ["value for data.path", "data.path=..."]),
+        (
+            [*TINY, "model=custom", "model._target_=nosuch.Net"],
+            ["nosuch.Net", "ModuleNotFoundError", "install its package"],
+        ),
         ([*DIGITS, "scheme.rules.body.weight.bits=17"], ["bits from 2 to 16", "17", "choose"]),
         ([*DIGITS, "scheme.rules.body.weight.bits=1"], ["bits from 2 to 16", "bits=1", "choose"]),
         ([*DIGITS, "scheme.rules.body.weight.bits=x"], ["bits to be int", "'x'", "correct"]),
