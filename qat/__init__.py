@@ -3,7 +3,7 @@
 from qat.errors import QatError
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
+from qat.reference.run import IntegerRun
 from qat.spec import QuantSpec, Rule, Scheme
 
 __all__ = ["IntegerRun", "QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]

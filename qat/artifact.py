@@ -27,8 +27,8 @@ from qat.export.runtime import OnnxModel
 from qat.export.verify import Verification, compare_outputs, compare_sites
 from qat.graph.captured import Captured
 from qat.graph.convert import convert
-from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
+from qat.reference.run import IntegerRun
 from qat.training.evaluate import Score, predict, score
 
 log = logging.getLogger("qat")

@@ -136,8 +136,8 @@ def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
     import torch
 
     from qat.graph.convert import convert as to_integers
-    from qat.graph.integer import IntegerRun
     from qat.layers import fold
+    from qat.reference.run import IntegerRun
     from qat.training.evaluate import first_output
 
     fold(model)

@@ -18,6 +18,7 @@ LAYERS = [
     {"layers"},
     {"integer_layers"},
     {"graph", "models", "data", "pruning", "export", "analysis"},
+    {"reference"},
     {"training"},
     {"artifact"},
     {"assemble", "compose"},

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.graph.captured import Captured
-from qat.graph.integer import IntegerRun
+from qat.reference.run import IntegerRun
 from qat.training.phases import phase_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from qat.export.onnx import export_onnx
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
 from qat.graph.plan import Plan
 from qat.layers import fold
 from qat.models import build
+from qat.reference.run import IntegerRun
 from qat.spec import Rule, Scheme
 from tests.helpers import calibrate, make_scheme, smooth_images, warm_up
 

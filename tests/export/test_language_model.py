@@ -9,10 +9,10 @@ from qat.export.packed import load_packed, save_packed
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs
 from qat.graph.convert import convert
-from qat.graph.integer import IntegerRun
 from qat.integer_layers import DynamicCodec, IntegerLayer
 from qat.layers import quantized_layers
 from qat.models import build
+from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from qat.training.evaluate import first_output
 from tests.helpers import folded, make_scheme

@@ -15,14 +15,14 @@ from qat.export.verify import compare_outputs, compare_sites
 from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
 from qat.integer_layers import IntegerLayer
 from qat.layers import fold
 from qat.models import build
+from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from tests.export.conftest import Exported, export
-from tests.graph.test_integer import grid, kernel, on_grid
 from tests.helpers import calibrate, folded, make_scheme, smooth_images, warm_up
+from tests.reference.test_run import grid, kernel, on_grid
 
 SCHEMES = [(8, 8), (4, 8), (4, 4), (2, 2)]
 INTEGERS = {onnx.TensorProto.INT8, onnx.TensorProto.INT16}

@@ -11,8 +11,8 @@ from qat.export.onnx import export_onnx
 from qat.export.runtime import OnnxModel
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
 from qat.layers import fold
+from qat.reference.run import IntegerRun
 from qat.training.evaluate import first_output
 from tests.helpers import calibrate, make_scheme
 

@@ -8,7 +8,7 @@ import torch
 from qat.errors import VerificationError
 from qat.export.runtime import OnnxModel
 from qat.export.verify import SiteDifference, Verification, compare_outputs, compare_sites
-from qat.graph.integer import IntegerRun
+from qat.reference.run import IntegerRun
 
 
 def tamper(path, target, change, *, layer="layer2.1.conv1"):

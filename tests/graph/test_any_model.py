@@ -13,9 +13,9 @@ from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
 from qat.graph.equality import difference, run_seeded
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
 from qat.graph.trace import capture
 from qat.layers import fold
+from qat.reference.run import IntegerRun
 from tests.helpers import calibrate, make_scheme
 
 

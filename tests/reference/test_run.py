@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from qat.fake_quant import make_fake_quant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.graph.integer import IntegerRun
-from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Product, Sum
 from qat.integer_layers import ActivationCodec
 from qat.layers import fold
+from qat.reference.run import IntegerRun
+from qat.reference.values import Accumulator, Average, Clipped, Codes, Product, Sum
 from qat.spec import QuantSpec
 from tests.graph.test_convert import NETS, make
 from tests.helpers import calibrate, folded, make_scheme, warm_up

@@ -20,18 +20,15 @@ from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.fake_quant import FakeQuant
-from qat.functional.affine import expand, full_precision, quantize_bias
+from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
-from qat.graph.integer_values import Accumulator, Average, Clipped, Codes, Pending, Product, Sum
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
 from qat.graph.signature import unflatten_output
-from qat.integer_layers import ActivationCodec, IntegerLayer
-from qat.layers import QuantizedLayer, channel_axis
-from qat.subclass import original_class, plain_twin
+from qat.integer_layers import ActivationCodec
+from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
+from qat.reference.values import Accumulator, Average, Clipped, Codes, Pending
 
-_EXACT = 2**24  # float32 holds every integer up to here
-_OWN = ("torch.nn.", "qat.")
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
 
 
@@ -80,16 +77,16 @@ class IntegerRun(fx.Interpreter):
             return self._quantize(module, x)
         if _is_folded(module) or (name in UNCHANGED and _is_value(x)):
             return x
-        if name in LAYERS and isinstance(x, Codes) and _has_integer_kernel(module, x):
-            return _accumulate(module, x)
+        if name in LAYERS and isinstance(x, Codes) and has_integer_kernel(module, x):
+            return accumulate(module, x)
         if name in ("relu", "relu6") and isinstance(x, Pending):
             return Clipped(x, 0.0, OPS[name].upper or float("inf"))
         return self._on_pairs(n, name, args, kwargs)
 
     def _on_pairs(self, n: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
-        if name in _PAIRS:
+        if name in PAIRS:
             fits = len(args) == 2 and not kwargs and all(isinstance(a, Codes) for a in args)
-            return _PAIRS[name](*args) if fits else None
+            return PAIRS[name](*args) if fits else None
         if name == "average_pool" and isinstance(args[0], Codes):
             return self._average(n, args, kwargs)
         return self._move(n, args, kwargs) if moves_codes(n, name) else None
@@ -159,59 +156,3 @@ def _is_real(value: Any) -> bool:
 
 def _is_folded(module: nn.Module | None) -> bool:
     return isinstance(module, StagedBatchNorm) and module.stage is Stage.FOLDED
-
-
-def _has_integer_kernel(layer: Any, x: Codes) -> bool:
-    """Whether a runtime multiplies codes: at most 8 bits, one scale for each accumulator."""
-    if not isinstance(layer, QuantizedLayer | IntegerLayer):
-        return False
-    spec = layer.spec
-    narrow = max(spec.bits, x.grid.spec.bits) <= 8 and spec.group_size is None
-    kind = original_class(layer)
-    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
-    return narrow and all(m.__module__.startswith(_OWN) for m in methods)
-
-
-def _accumulate(layer: Any, x: Codes) -> Accumulator:
-    """Multiply codes by a layer's codes and add its bias, exactly."""
-    parts = layer.integers()
-    scale, bias = x.grid.scale * _per_channel(parts.weight_scale), parts.bias
-    if bias is not None and parts.bias_scale is None:  # called with several scales
-        bias = quantize_bias(bias, scale)
-    axis = channel_axis(layer)
-    weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
-    others = [a for a in range(weight.ndim) if a != axis]
-    reach = weight.abs().sum(others).max() * x.steps.abs().max()
-    if bias is not None:
-        reach = reach + bias.abs().max()
-    fits = x.steps.device.type == "cpu" and bool(reach < _EXACT)  # GPUs choose inexact algorithms
-    kind = torch.float32 if fits else torch.float64
-    bias = None if bias is None else bias.to(kind)
-    sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
-    if scale.numel() > 1:
-        scale = scale.view(-1, *[1] * (weight.ndim - 2))
-    return Accumulator(sums.float(), scale)
-
-
-def _multiply(a: Codes, b: Codes) -> Accumulator | None:
-    """Multiply two matrices of codes, exactly."""
-    if max(a.grid.spec.bits, b.grid.spec.bits) > 8:
-        return None
-    sums = torch.matmul(a.steps.double(), b.steps.double())
-    return Accumulator(sums.float(), a.grid.scale * b.grid.scale)
-
-
-def _product(a: Codes, b: Codes) -> Product | None:
-    return None if max(a.grid.spec.bits, b.grid.spec.bits) > 8 else Product(a, b)
-
-
-_PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {
-    "add": Sum,
-    "mul": _product,
-    "matmul": _multiply,
-}
-
-
-def _per_channel(scale: Tensor) -> Tensor:
-    """Return the scale of each output channel, ``(O,)``, or the only one, ``()``."""
-    return scale if scale.ndim == 0 else scale.reshape(*scale.shape[:2], -1)[..., 0].flatten()

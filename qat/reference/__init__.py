@@ -1,0 +1,1 @@
+"""The integer reference: a model on codes, exact accumulators, rounded as kernels round."""

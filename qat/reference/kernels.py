@@ -1,0 +1,74 @@
+"""Integer kernels: layers, matrix products and pairs of codes, exact before they are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat.functional.affine import expand, quantize_bias
+from qat.integer_layers import IntegerLayer
+from qat.layers import QuantizedLayer, channel_axis
+from qat.reference.values import Accumulator, Codes, Pending, Product, Sum
+from qat.subclass import original_class, plain_twin
+
+_EXACT = 2**24  # float32 holds every integer up to here
+_OWN = ("torch.nn.", "qat.")
+
+
+def has_integer_kernel(layer: Any, x: Codes) -> bool:
+    """Whether a runtime multiplies codes: at most 8 bits, one scale for each accumulator."""
+    if not isinstance(layer, QuantizedLayer | IntegerLayer):
+        return False
+    spec = layer.spec
+    narrow = max(spec.bits, x.grid.spec.bits) <= 8 and spec.group_size is None
+    kind = original_class(layer)
+    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
+    return narrow and all(m.__module__.startswith(_OWN) for m in methods)
+
+
+def accumulate(layer: Any, x: Codes) -> Accumulator:
+    """Multiply codes by a layer's codes and add its bias, exactly."""
+    parts = layer.integers()
+    scale, bias = x.grid.scale * _per_channel(parts.weight_scale), parts.bias
+    if bias is not None and parts.bias_scale is None:  # called with several scales
+        bias = quantize_bias(bias, scale)
+    axis = channel_axis(layer)
+    weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
+    others = [a for a in range(weight.ndim) if a != axis]
+    reach = weight.abs().sum(others).max() * x.steps.abs().max()
+    if bias is not None:
+        reach = reach + bias.abs().max()
+    fits = x.steps.device.type == "cpu" and bool(reach < _EXACT)  # GPUs choose inexact algorithms
+    kind = torch.float32 if fits else torch.float64
+    bias = None if bias is None else bias.to(kind)
+    sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
+    if scale.numel() > 1:
+        scale = scale.view(-1, *[1] * (weight.ndim - 2))
+    return Accumulator(sums.float(), scale)
+
+
+def _multiply(a: Codes, b: Codes) -> Accumulator | None:
+    """Multiply two matrices of codes, exactly."""
+    if max(a.grid.spec.bits, b.grid.spec.bits) > 8:
+        return None
+    sums = torch.matmul(a.steps.double(), b.steps.double())
+    return Accumulator(sums.float(), a.grid.scale * b.grid.scale)
+
+
+def _product(a: Codes, b: Codes) -> Product | None:
+    return None if max(a.grid.spec.bits, b.grid.spec.bits) > 8 else Product(a, b)
+
+
+PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {
+    "add": Sum,
+    "mul": _product,
+    "matmul": _multiply,
+}
+
+
+def _per_channel(scale: Tensor) -> Tensor:
+    """Return the scale of each output channel, ``(O,)``, or the only one, ``()``."""
+    return scale if scale.ndim == 0 else scale.reshape(*scale.shape[:2], -1)[..., 0].flatten()
