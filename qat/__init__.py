@@ -3,8 +3,9 @@
 from qat.errors import QatError
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
+from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
 from qat.spec import QuantSpec, Rule, Scheme
 
-__all__ = ["IntegerRun", "QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]
+__all__ = ["ChipRun", "IntegerRun", "QatError", "QuantSpec", "Rule", "Scheme", "convert", "prepare"]
 __version__ = "0.1.0"

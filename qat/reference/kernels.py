@@ -12,18 +12,19 @@ from qat.functional.affine import expand, quantize_bias
 from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer, channel_axis
 from qat.reference.values import Accumulator, Codes, Pending, Product, Sum
+from qat.spec import QuantSpec
 from qat.subclass import original_class, plain_twin
 
 _EXACT = 2**24  # float32 holds every integer up to here
 _OWN = ("torch.nn.", "qat.")
 
 
-def has_integer_kernel(layer: Any, x: Codes) -> bool:
-    """Whether a runtime multiplies codes: at most 8 bits, one scale for each accumulator."""
+def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
+    """Whether codes are multiplied: ``bits`` at most, and one scale for each accumulator."""
     if not isinstance(layer, QuantizedLayer | IntegerLayer):
         return False
     spec = layer.spec
-    narrow = max(spec.bits, x.grid.spec.bits) <= 8 and spec.group_size is None
+    narrow = max(spec.bits, x.grid.spec.bits) <= bits and spec.group_size is None
     kind = original_class(layer)
     methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
     return narrow and all(m.__module__.startswith(_OWN) for m in methods)
@@ -47,26 +48,26 @@ def accumulate(layer: Any, x: Codes) -> Accumulator:
     sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
     if scale.numel() > 1:
         scale = scale.view(-1, *[1] * (weight.ndim - 2))
-    return Accumulator(sums.float(), scale)
+    return Accumulator(sums, scale, bits=_accumulator_bits(layer.spec, x.grid.spec))
 
 
-def _multiply(a: Codes, b: Codes) -> Accumulator | None:
+def _multiply(a: Codes, b: Codes) -> Accumulator:
     """Multiply two matrices of codes, exactly."""
-    if max(a.grid.spec.bits, b.grid.spec.bits) > 8:
-        return None
     sums = torch.matmul(a.steps.double(), b.steps.double())
-    return Accumulator(sums.float(), a.grid.scale * b.grid.scale)
+    width = _accumulator_bits(a.grid.spec, b.grid.spec)
+    return Accumulator(sums, a.grid.scale * b.grid.scale, bits=width)
 
 
-def _product(a: Codes, b: Codes) -> Product | None:
-    return None if max(a.grid.spec.bits, b.grid.spec.bits) > 8 else Product(a, b)
-
-
-PAIRS: dict[str, Callable[[Codes, Codes], Pending | None]] = {
+PAIRS: dict[str, Callable[[Codes, Codes], Pending]] = {
     "add": Sum,
-    "mul": _product,
+    "mul": Product,
     "matmul": _multiply,
 }
+
+
+def _accumulator_bits(a: QuantSpec, b: QuantSpec) -> int:
+    """Return what chips add products up in: 32 bits, and 48 bits where codes are wider than 8."""
+    return 32 if max(a.bits, b.bits) <= 8 else 48
 
 
 def _per_channel(scale: Tensor) -> Tensor:

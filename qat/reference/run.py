@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.errors import VerificationError
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
@@ -39,7 +40,14 @@ class IntegerRun(fx.Interpreter):
         model: A captured model in its fold stage with every quantizer on, or a converted one.
         observer: Called at every quantize with its grid and the stored codes, float32; the run
             goes on with the codes that it returns.
+
+    Attributes:
+        largest: Largest magnitude that an accumulator reached so far, by node.
+        float_ops: What ran on real values in the last batch: name of the operation, by node.
     """
+
+    kernel_bits = 8
+    """The widest codes that there are integer kernels for."""
 
     def __init__(self, model: Captured | fx.GraphModule, observer: Observer | None = None) -> None:
         graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
@@ -47,11 +55,14 @@ class IntegerRun(fx.Interpreter):
         self.captured = model if isinstance(model, Captured) else None
         self.observer = observer
         self.grids: dict[nn.Module, ActivationCodec] = {}
+        self.largest: dict[str, int] = {}
+        self.float_ops: dict[str, str] = {}
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns in eval mode for one batch, in the same form."""
         self.grids.clear()
+        self.float_ops.clear()
         model = self.captured
         tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
         tensors = [full_precision(x) for x in tensors]
@@ -63,21 +74,47 @@ class IntegerRun(fx.Interpreter):
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = self._on_integers(n, args, kwargs)
-        return self._call(n, args, kwargs, _real) if result is None else result
+        if isinstance(result, Accumulator) and result is not args[0]:
+            self._watch(n, result)
+        return self._on_reals(n, args, kwargs) if result is None else result
+
+    def _on_reals(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        name, result = self._name(n), self._call(n, args, kwargs, _real)
+        computes = n.op.startswith("call") and n.all_input_nodes and not moves_codes(n, name)
+        if computes and name not in UNCHANGED and _is_real(result):
+            self.float_ops[n.name] = name
+        return result
+
+    def _watch(self, n: fx.Node, result: Accumulator) -> None:
+        """Remember the largest sum. Partial sums may wrap around: that undoes itself."""
+        site = str(n.target) if n.op == "call_module" else n.name
+        largest = int(result.sums.abs().max()) if result.sums.numel() else 0
+        if largest >= 2 ** (result.bits - 1):
+            raise VerificationError(
+                f"expected sums of '{site}' that fit {result.bits} bits, got one of {largest:,}: "
+                "give its weights or its input fewer bits."
+            )
+        self.largest[site] = max(largest, self.largest.get(site, 0))
 
     def _call(self, n: fx.Node, args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
         changed: Any = [map_aggregate(values, change) for values in (args, kwargs)]
         return getattr(self, n.op)(n.target, *changed)
 
+    def _name(self, n: fx.Node) -> str:
+        return op_name(n, self.submodules)
+
+    def _module(self, n: fx.Node) -> nn.Module | None:
+        return self.submodules.get(str(n.target)) if n.op == "call_module" else None
+
     def _on_integers(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return what integer arithmetic makes of ``n``, or ``None`` where it has no say."""
-        module = self.submodules.get(str(n.target)) if n.op == "call_module" else None
-        name, x = op_name(n, self.submodules), args[0] if args else None
+        module = self._module(n)
+        name, x = self._name(n), args[0] if args else None
         if isinstance(module, FakeQuant | ActivationCodec):
             return self._quantize(module, x)
         if _is_folded(module) or (name in UNCHANGED and _is_value(x)):
             return x
-        if name in LAYERS and isinstance(x, Codes) and has_integer_kernel(module, x):
+        if name in LAYERS and isinstance(x, Codes) and self._multiplies(module, x):
             return accumulate(module, x)
         if name in ("relu", "relu6") and isinstance(x, Pending):
             return Clipped(x, 0.0, OPS[name].upper or float("inf"))
@@ -85,23 +122,33 @@ class IntegerRun(fx.Interpreter):
 
     def _on_pairs(self, n: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         if name in PAIRS:
-            fits = len(args) == 2 and not kwargs and all(isinstance(a, Codes) for a in args)
+            fits = len(args) == 2 and not kwargs and all(self._takes(a) for a in args)
             return PAIRS[name](*args) if fits else None
         if name == "average_pool" and isinstance(args[0], Codes):
             return self._average(n, args, kwargs)
         return self._move(n, args, kwargs) if moves_codes(n, name) else None
+
+    def _multiplies(self, module: nn.Module | None, x: Codes) -> bool:
+        return has_integer_kernel(module, x, self.kernel_bits)
+
+    def _takes(self, x: Any) -> bool:
+        return isinstance(x, Codes) and x.grid.spec.bits <= self.kernel_bits
 
     def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes | None:
         if isinstance(module, FakeQuant) and module.quantizer.is_dynamic:
             return None  # every token brings its own scale: no accumulator has a single one
         grid = self._grid(module)
         if isinstance(x, Pending):
-            codes = x.codes(grid).clamp(grid.qmin, grid.qmax)
+            codes = self._round(x, grid).clamp(grid.qmin, grid.qmax)
         else:
             codes = grid.codes(_real(x)).float()
         if self.observer is not None:
             codes = self.observer(grid, codes)
         return Codes(codes - grid.zero_point.float(), grid)
+
+    def _round(self, x: Pending, grid: ActivationCodec) -> Tensor:
+        """Return stored codes of a result, not held in the range of its grid yet."""
+        return x.codes(grid)
 
     def _grid(self, module: FakeQuant | ActivationCodec) -> ActivationCodec:
         if isinstance(module, ActivationCodec):
@@ -111,16 +158,19 @@ class IntegerRun(fx.Interpreter):
         return self.grids[module]
 
     def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
-        """Average a whole image, whose sum is an integer, or windows, whose sums are float."""
+        """Average a whole image, whose sum is an integer, or windows."""
         x: Codes = args[0]
         count = x.steps[0, 0].numel() if x.steps.ndim == 4 else 0
         mean = self._call(n, args, kwargs, lambda v: _steps(v).double() if v is x else v)
         if mean.numel() * count == x.steps.numel():
-            return Accumulator((mean * count).round().float(), x.grid.scale, count)
+            return Accumulator((mean * count).round(), x.grid.scale, count)
+        return self._windows(n, args, kwargs, mean)
+
+    def _windows(self, n: fx.Node, args: Any, kwargs: Any, mean: Tensor) -> Pending | None:
+        """Return averages of windows, whose sums kernels make in float; ``mean`` is in steps."""
         is_mean = n.target in (torch.mean, "mean")
-        if is_mean or x.grid.spec.bits > 8:
-            return None
-        return Average(self._call(n, args, kwargs, _real))
+        takes = mean.numel() > 0 and self._takes(args[0]) and not is_mean
+        return Average(self._call(n, args, kwargs, _real)) if takes else None
 
     def _move(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run what only moves values on the steps of codes, where all share one grid."""

@@ -45,23 +45,25 @@ class Accumulator(Pending):
     """Exact sums, real values ``sums * scale / count``.
 
     Attributes:
-        sums: Integers; float32, so the largest are rounded to 24 bits. Shape ``(...)``.
+        sums: Integers; float32 where that is exact, else float64. Shape ``(...)``.
         scale: Broadcasts against ``sums``.
         count: What an average divides by.
+        bits: Width of the accumulator.
     """
 
     sums: Tensor
     scale: Tensor
     count: int = 1
+    bits: int = 32
 
     def real(self) -> Tensor:
         """Return the real values, shape of ``sums``."""
-        return self.sums * (self.scale / self.count)
+        return self.sums.float() * (self.scale / self.count)
 
     def codes(self, grid: ActivationCodec) -> Tensor:
-        """Round once, behind one float32 multiplier for each channel."""
+        """Round once, behind one float32 multiplier for each channel, of sums cut to 24 bits."""
         multiplier = self.scale / (grid.scale * self.count)
-        return (self.sums * multiplier).round() + grid.zero_point.float()
+        return (self.sums.float() * multiplier).round() + grid.zero_point.float()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,29 @@ class Product(Pending):
 
 
 @dataclass(frozen=True)
+class Affine(Pending):
+    """Codes multiplied and moved channel by channel: a batch-norm that no layer could take.
+
+    Attributes:
+        steps: Integers. Shape ``(...)``.
+        gain: Real value of one step; broadcasts against ``steps``.
+        shift: Real value that is added; broadcasts against ``steps``.
+    """
+
+    steps: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def real(self) -> Tensor:
+        """Return the real values, shape of ``steps``."""
+        return self.steps * self.gain + self.shift
+
+    def codes(self, grid: ActivationCodec) -> Tensor:
+        """Round behind the zero point."""
+        return (self.real() / grid.scale + grid.zero_point.float()).round()
+
+
+@dataclass(frozen=True)
 class Average(Pending):
     """Averages of windows of codes, which kernels sum up in float.
 
@@ -132,11 +157,15 @@ class Clipped(Pending):
 
     def codes(self, grid: ActivationCodec) -> Tensor:
         """Clip codes instead of values: rounding is monotone, so that is the same."""
+        return self.clip(self.source.codes(grid), grid)
+
+    def clip(self, codes: Tensor, grid: ActivationCodec) -> Tensor:
+        """Hold stored ``codes`` on ``grid`` in the range, as stored codes."""
         low, high = (
             float((torch.tensor(end) / grid.scale.cpu()).round() + grid.zero_point.cpu())
             for end in (self.low, self.high)
         )
-        return self.source.codes(grid).clamp(low, high)
+        return codes.clamp(low, high)
 
 
 def _stored(x: Codes, grid: ActivationCodec) -> tuple[Tensor, Tensor, Tensor]:
