@@ -6,49 +6,28 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, fx
 
 import qat
 from qat.export.onnx import export_onnx
 from qat.export.packed import save_packed
 from qat.export.report import Report, layer_rows
-from qat.export.runtime import OnnxModel
-from qat.export.verify import Verification, compare_outputs, compare_sites
+from qat.gate import ONNX, PACKED, Evaluation, verify
 from qat.graph.captured import Captured
 from qat.graph.convert import convert
 from qat.graph.plan import Plan
-from qat.reference.run import IntegerRun
-from qat.training.evaluate import Score, predict, score
+from qat.training.evaluate import Score
 
 log = logging.getLogger("qat")
-ONNX, PACKED = "model.onnx", "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an artifact is checked on.
-
-    Attributes:
-        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``, or ``(B, T)`` of
-            sequences; read several times.
-        threshold: Least share of equal predictions that passes.
-        site_samples: Samples whose codes are compared site by site.
-    """
-
-    batches: Iterable[tuple[Tensor, Tensor]]
-    threshold: float = 0.999
-    site_samples: int = 64
 
 
 @dataclass(frozen=True)
@@ -95,17 +74,17 @@ def write_artifact(
         model = convert(captured)
     with _timed(seconds, "export"):
         facts = {**description, "scheme": plan.scheme, "versions": versions()}
-        sites = export_onnx(model, example, folder / ONNX, metadata=facts)
+        export_onnx(model, example, folder / ONNX, metadata=facts)
         save_packed(model, folder / PACKED, metadata=facts)
     with _timed(seconds, "verify"):
-        scores, check = _verify(captured, model, folder / ONNX, sites, evaluation)
-    scores = {**baseline.scores, **scores}
+        proof = verify(captured, model, folder, evaluation)
+    scores = {**baseline.scores, **proof.scores}
     files = {"onnx": folder / ONNX, "safetensors": folder / PACKED}
     report = Report(
         name=str(description["name"]),
         accuracy={kind: found.accuracy for kind, found in scores.items()},
         perplexity={kind: found.perplexity for kind, found in scores.items()},
-        verification=check,
+        verification=proof.verification,
         size_bytes={
             "float": baseline.size_bytes,
             **{kind: path.stat().st_size for kind, path in files.items()},
@@ -121,33 +100,6 @@ def write_artifact(
     )
     report.save(folder)
     return report
-
-
-def _verify(
-    captured: Captured, model: fx.GraphModule, path: Path, sites: list[str], evaluation: Evaluation
-) -> tuple[dict[str, Score], Verification]:
-    runs: dict[str, Callable[[Tensor], Any]] = {
-        "fake_quant": IntegerRun(captured),
-        "converted": IntegerRun(model),
-        "onnxruntime": OnnxModel(path),
-        "simulated": captured,
-        "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
-    }
-    logits: dict[str, Tensor] = {}
-    scores: dict[str, Score] = {}
-    for kind, run in runs.items():
-        logits[kind], labels = predict(run, evaluation.batches)
-        scores[kind] = score(logits[kind], labels)
-    others = [kind for kind in runs if kind != "fake_quant"]
-    pairs = {kind: compare_outputs(logits["fake_quant"], logits[kind]) for kind in others}
-    sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]
-    check = Verification(
-        agreement={kind: pair[0] for kind, pair in pairs.items()},
-        difference={kind: pair[1] for kind, pair in pairs.items()},
-        sites=compare_sites(partial(IntegerRun, model), path, sites, sample),
-        threshold=evaluation.threshold,
-    )
-    return scores, check
 
 
 def versions() -> dict[str, str]:

@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 
-from qat.artifact import Evaluation
 from qat.data import DataModule
 from qat.errors import ConfigError, QatError
 from qat.export.report import float_bytes
+from qat.gate import Evaluation
 from qat.graph.captured import Captured
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan

@@ -41,8 +41,8 @@ def choose_folder(checkpoint: Path, out: Path | None, *, force: bool) -> Path:
     Raises:
         ExportError: If there is a model that would be overwritten.
     """
-    from qat.artifact import ONNX
     from qat.errors import ExportError
+    from qat.gate import ONNX
 
     parent = checkpoint.absolute().parent
     run_folder = parent.parent if parent.name == "checkpoints" else parent

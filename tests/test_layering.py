@@ -20,6 +20,7 @@ LAYERS = [
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"reference"},
     {"training"},
+    {"gate"},
     {"artifact"},
     {"assemble", "compose"},
     {"run"},

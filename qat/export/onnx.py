@@ -21,11 +21,11 @@ import onnx_ir.passes.common as passes
 import onnxscript.optimizer
 import torch
 from onnxscript import ir, opset21
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from qat.errors import ExportError
+from qat.export.sites import SUFFIX, call_order
 from qat.export.workarounds import respect_limits
-from qat.integer_layers import ActivationCodec
 
 OPSET = 21
 op: Any = opset21
@@ -166,7 +166,7 @@ def _quiet() -> Iterator[None]:
 
 def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
     """Name the codes after their sites; the file keeps the order in which the codecs ran."""
-    sites = _call_order(model)
+    sites = call_order(model)
     quantizes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
     if len(quantizes) != len(sites):
         raise ExportError(
@@ -176,20 +176,10 @@ def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
     renamed: dict[str, str] = {}
     for node, site in zip(quantizes, sites, strict=True):
         clip = [n for n in proto.graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]]
-        renamed[(clip or [node])[0].output[0]] = f"{site}:codes"
+        renamed[(clip or [node])[0].output[0]] = f"{site}{SUFFIX}"
     for node in proto.graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
     for info in proto.graph.value_info:
         info.name = renamed.get(info.name, info.name)
     return sites
-
-
-def _call_order(model: fx.GraphModule) -> list[str]:
-    calls: list[str] = []
-    for node in model.graph.nodes:
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-        for codec in (m for m in module.modules() if isinstance(m, ActivationCodec)):
-            repeat = sum(c.split("#")[0] == codec.site for c in calls)
-            calls.append(f"{codec.site}#{repeat + 1}" if repeat else codec.site)
-    return calls

@@ -8,7 +8,8 @@ that are dynamic have no scale) under the key ``qat``, as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,38 @@ def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object])
         path: The ``.safetensors`` file to write.
         metadata: More to store in the header, as JSON.
     """
+    tensors, forms = _pack(model)
+    header = {"qat": json.dumps({**metadata, **forms})}
+    path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
+
+
+def first_packed_difference(model: nn.Module, path: Path) -> str | None:
+    """Return the first tensor or entry in which a packed file differs from ``model``, if any.
+
+    Args:
+        model: What ``qat.graph.convert`` returned.
+        path: The ``.safetensors`` file.
+
+    Raises:
+        ExportError: If the file is missing, damaged or not one of ours.
+    """
+    expected, forms = _pack(model)
+    with _damage_named(path):
+        found, header = _read(path)
+    for key, value in expected.items():
+        if key not in found or found[key].dtype != value.dtype or not _equal(found[key], value):
+            return key
+    names = [*sorted(found.keys() - expected.keys())]
+    names += [kind for kind, form in forms.items() if header.get(kind) != form]
+    return names[0] if names else None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file by name, and what its header says of their formats."""
     tensors: dict[str, Tensor] = {}
     weights: dict[str, dict[str, Any]] = {}
     activations: dict[str, dict[str, int]] = {}
@@ -66,8 +99,7 @@ def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object])
         owner = model.get_submodule(name.rpartition(".")[0])
         if owner not in handled:
             tensors[name] = value
-    header = {"qat": json.dumps({**metadata, "weights": weights, "activations": activations})}
-    path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
+    return tensors, {"weights": weights, "activations": activations}
 
 
 def _add_layer(tensors: dict[str, Tensor], name: str, layer: IntegerLayer) -> dict[str, Any]:
@@ -95,16 +127,27 @@ def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ExportError: If the file is missing, damaged or not one of ours.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            header = json.loads((file.metadata() or {})["qat"])
+    with _damage_named(path):
+        tensors, header = _read(path)
         for name, form in header["weights"].items():
             key, shape = f"{name}.weight", tuple(form["shape"])
             tensors[key] = unpack_bits(tensors[key], form["bits"], shape, signed=form["signed"])
+    return tensors, header
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file as they are stored, and its header."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((file.metadata() or {})["qat"])
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise ExportError(
             f"expected a packed model at '{path}', got {type(error).__name__} ({error}): "
             "check the path, or export it again."
         ) from error
-    return tensors, header

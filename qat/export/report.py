@@ -9,6 +9,8 @@ Stable keys: ``accuracy.float``, ``.post_training``, ``.fake_quant``, ``.convert
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,15 @@ from torch import nn
 from qat.export.verify import Verification
 from qat.integer_layers import IntegerLayer
 
-MODEL_HEAD = ("model", "accuracy %", "perplexity", "agreement", "largest difference")
+MODEL_HEAD = (
+    "model",
+    "accuracy %",
+    "from fake_quant (95 %)",
+    "perplexity",
+    "agreement",
+    "largest difference",
+)
+SITE_HEAD = ("site", "share that differs", "largest", "unoptimised: share", "largest")
 
 
 @dataclass(frozen=True)
@@ -60,20 +70,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        check, first = self.verification, self.verification.first_difference
         return {
             "name": self.name,
-            "passed": check.passed,
+            **self.verification.to_dict(),
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
-            "agreement": check.agreement,
-            "difference": check.difference,
-            "first_difference": first.site if first else None,
             "size_bytes": self.size_bytes,
             "float_share": self.float_share,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
             "layers": [asdict(row) for row in self.layers],
-            "sites": [asdict(site) for site in check.sites],
             "details": self.details,
         }
 
@@ -90,19 +95,17 @@ class Report:
                     f"Least agreement asked for: {check.threshold:.2%}; sample compared site by "
                     f"site: {where}. Multiply-accumulates left in float: {self.float_share:.2%}."
                 ),
-                _table(MODEL_HEAD, self._models()),
+                model_table(self.accuracy, self.perplexity, check),
+                chip_line(check),
                 _table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.size_bytes.items()]),
                 _table(("phase", "seconds"), [(k, f"{v:.1f}") for k, v in self.seconds.items()]),
                 "## Layers",
                 _table(
-                    ("layer", "bits", "weights", "zeros"),
-                    [(r.layer, r.bits, f"{r.weights:,}", f"{r.sparsity:.1%}") for r in self.layers],
+                    ("layer", "bits", "weights", "zeros", "largest sum"),
+                    [self._layer(row) for row in self.layers],
                 ),
                 "## Sites (codes, file against converted model)",
-                _table(
-                    ("site", "share that differs", "largest"),
-                    [(s.site, f"{s.share:.2e}", s.largest) for s in check.sites],
-                ),
+                site_table(check),
                 "The largest difference of an output is in 1/255 of the outputs' range.",
                 "## Details",
                 _table(("key", "value"), list(self.details.items())),
@@ -110,23 +113,53 @@ class Report:
             ]
         )
 
-    def _models(self) -> list[tuple[object, ...]]:
-        check = self.verification
-        rows: list[tuple[object, ...]] = []
-        for kind, value in self.accuracy.items():
-            found = (
-                (self.perplexity.get(kind), ".3f"),
-                (check.agreement.get(kind), ".4%"),
-                (check.difference.get(kind), ".3g"),
-            )
-            shown = ("" if v is None else format(v, form) for v, form in found)
-            rows.append((kind, f"{value:.2f}", *shown))
-        return rows
+    def _layer(self, row: LayerRow) -> tuple[object, ...]:
+        largest = self.verification.largest_sums.get(row.layer)
+        shown = "" if largest is None else f"{largest:,}"
+        return (row.layer, row.bits, f"{row.weights:,}", f"{row.sparsity:.1%}", shown)
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``report.md`` into ``folder``."""
         (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         (folder / "report.md").write_text(self.to_markdown())
+
+
+def model_table(
+    accuracy: Mapping[str, float], perplexity: Mapping[str, float], check: Verification
+) -> str:
+    """Return one row for every kind of model, as Markdown."""
+    rows: list[tuple[object, ...]] = []
+    for kind, value in accuracy.items():
+        interval = check.accuracy_difference.get(kind)
+        found = (
+            (perplexity.get(kind), ".3f"),
+            (check.agreement.get(kind), ".4%"),
+            (check.difference.get(kind), ".3g"),
+        )
+        apart = "" if interval is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*interval)
+        shown = ("" if v is None else format(v, form) for v, form in found)
+        rows.append((kind, f"{value:.2f}", apart, *shown))
+    return _table(MODEL_HEAD, rows)
+
+
+def site_table(check: Verification) -> str:
+    """Return one row for every site: share of codes that differ and by how much, as Markdown."""
+    plain = {s.site: s for s in check.sites_unoptimised}
+    rows = []
+    for s in check.sites:
+        other = plain.get(s.site)
+        beside = ("", "") if other is None else (f"{other.share:.2e}", other.largest)
+        rows.append((s.site, f"{s.share:.2e}", s.largest, *beside))
+    return _table(SITE_HEAD, rows)
+
+
+def chip_line(check: Verification) -> str:
+    """Return what a chip without floats could not run, in one sentence."""
+    counts = Counter(check.float_ops.values())
+    if not counts:
+        return "A chip without floats runs all of it."
+    named = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"Without an integer form, so that a chip needs floats for them: {named}."
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -7,20 +7,26 @@ of their own, and a code that lies close to a tie may turn.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qat.errors import VerificationError
 from qat.export.runtime import OnnxModel
+from qat.export.sites import SUFFIX
 from qat.integer_layers import ActivationCodec
 
 DECISIVE = ("converted", "onnxruntime")
+Z_95 = 1.959964
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
+Compare = Callable[..., list["SiteDifference"]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,14 @@ class SiteDifference:
     largest: int
 
 
+class Interval(NamedTuple):
+    """A difference in percentage points, and the ends of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass
 class Verification:
     """What was compared, and how it came out.
@@ -40,19 +54,30 @@ class Verification:
         agreement: Share of equal predictions with the fake-quant model, by name, 0 to 1; those
             named in ``DECISIVE`` decide.
         difference: Largest difference of an output, in 1/255 of the outputs' range, by name.
-        sites: Every site in the order of execution.
+        sites: Every site in the order of execution, of the file as its runtime optimises it.
         threshold: Least agreement that passes.
+        accuracy_difference: Accuracy less that of the fake-quant model, by name.
+        sites_unoptimised: The sites of the file as it is written.
+        packed_difference: The first tensor in which the packed file differs; decides, too.
+        float_ops: What has no integer form on a chip: name of the operation, by node.
+        largest_sums: Largest magnitude of an accumulator, by layer.
     """
 
     agreement: dict[str, float]
     difference: dict[str, float]
     sites: list[SiteDifference] = field(default_factory=list)
     threshold: float = 0.999
+    accuracy_difference: dict[str, Interval] = field(default_factory=dict)
+    sites_unoptimised: list[SiteDifference] = field(default_factory=list)
+    packed_difference: str | None = None
+    float_ops: dict[str, str] = field(default_factory=dict)
+    largest_sums: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether every decisive agreement reaches the threshold."""
-        return all(share >= self.threshold for share in self._decisive.values())
+        """Whether every decisive agreement reaches the threshold, and the packed file is right."""
+        agree = all(share >= self.threshold for share in self._decisive.values())
+        return agree and self.packed_difference is None
 
     @property
     def _decisive(self) -> dict[str, float]:
@@ -63,12 +88,33 @@ class Verification:
         """The first site whose codes differ."""
         return next((s for s in self.sites if s.share > 0), None)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        first = self.first_difference
+        return {
+            "passed": self.passed,
+            "agreement": self.agreement,
+            "difference": self.difference,
+            "accuracy_difference": {k: v._asdict() for k, v in self.accuracy_difference.items()},
+            "first_difference": first.site if first else None,
+            "packed_difference": self.packed_difference,
+            "sites": [asdict(site) for site in self.sites],
+            "sites_unoptimised": [asdict(site) for site in self.sites_unoptimised],
+            "float_ops": self.float_ops,
+            "largest_sums": self.largest_sums,
+        }
+
     def check(self) -> None:
-        """Raise if an agreement is too low.
+        """Raise if an agreement is too low, or the packed file holds something else.
 
         Raises:
-            VerificationError: Naming the first differing site.
+            VerificationError: Naming the first differing site or tensor.
         """
+        if self.packed_difference is not None:
+            raise VerificationError(
+                f"expected model.safetensors to hold the converted model, got another value of "
+                f"'{self.packed_difference}': export it again."
+            )
         if self.passed:
             return
         name, share = min(self._decisive.items(), key=lambda item: item[1])
@@ -79,6 +125,28 @@ class Verification:
             f"{self.threshold:.2%} of the predictions, got {share:.2%}: they differ {where}; see "
             "report.md for every site, and do not ship this file."
         )
+
+
+def paired_interval(reference: Tensor, other: Tensor) -> Interval:
+    """Return how much more often ``other`` is right than ``reference``, in percentage points.
+
+    Both judge the same samples, so only those count on which they differ; half a sample is added
+    to each of the four cases, so that no difference seen is not taken for certainty.
+
+    Args:
+        reference: Whether each prediction is right, ``(N,)``.
+        other: The same of the other model.
+
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched
+    proportions", Statistics in Medicine 24 (2005), section 2 (the Wald interval plus 2).
+    """
+    gained = (other & ~reference).double().sum().item() + 0.5
+    lost = (reference & ~other).double().sum().item() + 0.5
+    count = len(reference) + 2
+    middle = (gained - lost) / count
+    spread = math.sqrt(max(gained + lost - count * middle**2, 0.0)) / count
+    value = (gained - lost) / max(len(reference), 1)
+    return Interval(*(100 * v for v in (value, middle - Z_95 * spread, middle + Z_95 * spread)))
 
 
 def compare_outputs(reference: Tensor, other: Tensor) -> tuple[float, float]:
@@ -103,6 +171,7 @@ def compare_sites(
     x: Tensor,
     *,
     optimise: bool = True,
+    inspect: Callable[[str, Tensor, Tensor], None] | None = None,
 ) -> list[SiteDifference]:
     """Compare the codes that a converted model and its file make of ``x``, site by site.
 
@@ -115,8 +184,9 @@ def compare_sites(
         sites: What ``export_onnx`` returned.
         x: One batch ``(N, ...)``, real values.
         optimise: Whether onnxruntime may rewrite the graph.
+        inspect: Called with every site, the model's codes and the file's.
     """
-    found = OnnxModel(path, optimise=optimise, outputs=[f"{s}:codes" for s in sites]).run(x)
+    found = OnnxModel(path, optimise=optimise, outputs=[f"{s}{SUFFIX}" for s in sites]).run(x)
     calls: Counter[str] = Counter()
     differences: list[SiteDifference] = []
 
@@ -124,8 +194,10 @@ def compare_sites(
         calls[grid.site] += 1
         repeat = calls[grid.site]
         site = grid.site if repeat == 1 else f"{grid.site}#{repeat}"
-        theirs = torch.from_numpy(found[f"{site}:codes"]).to(torch.float32)
+        theirs = torch.from_numpy(found[f"{site}{SUFFIX}"]).to(torch.float32)
         differences.append(_difference(site, codes, theirs))
+        if inspect is not None:
+            inspect(site, codes, theirs)
         return theirs
 
     make_run(compare)(x)
@@ -135,3 +207,25 @@ def compare_sites(
 def _difference(site: str, a: Tensor, b: Tensor) -> SiteDifference:
     gap = (a.int() - b.int()).abs()
     return SiteDifference(site, (gap > 0).double().mean().item(), int(gap.max().item()))
+
+
+def save_first_difference(file: Path, compare: Compare, site: str, reads: list[str]) -> None:
+    """Write what a differing site reads and makes, so that it can be looked at by itself.
+
+    Args:
+        file: An ``.npz`` file to write: ``codes:model`` and ``codes:file`` are the stored codes
+            that the two make there, ``reads:<site>`` those that are read.
+        compare: ``compare_sites``, given all but ``inspect``.
+        site: The site.
+        reads: The sites that the operations in front of it read.
+    """
+    kept: dict[str, np.ndarray] = {}
+
+    def inspect(name: str, ours: Tensor, theirs: Tensor) -> None:
+        if name == site:
+            kept.update({"codes:model": ours.int().numpy(), "codes:file": theirs.int().numpy()})
+        elif name in reads:
+            kept[f"reads:{name}"] = theirs.int().numpy()
+
+    compare(inspect=inspect)
+    np.savez_compressed(file, **kept)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,13 @@ from torch import nn
 
 from qat.batch_norm import channel_gain, channel_shift
 from qat.errors import ExportError
-from qat.export.packed import load_packed, pack_bits, save_packed, unpack_bits
+from qat.export.packed import (
+    first_packed_difference,
+    load_packed,
+    pack_bits,
+    save_packed,
+    unpack_bits,
+)
 from qat.functional.codes import dequantize_codes
 from qat.graph.convert import convert
 from qat.integer_layers import ActivationCodec, IntegerLayer
@@ -123,3 +129,20 @@ def test_files_that_are_not_ours(damage, tmp_path):
         save_file({"a": torch.zeros(2)}, path, metadata=header)
     with pytest.raises(ExportError, match=r"m\.safetensors"):
         load_packed(path)
+
+
+def test_the_first_tensor_that_differs_is_named(tmp_path):
+    model, x = make("conv")
+    captured, _ = folded(warm_up(model, x), make_scheme(4, 8), x)
+    converted, path = convert(captured), tmp_path / "m.safetensors"
+    save_packed(converted, path, metadata={"name": "test"})
+    assert first_packed_difference(converted, path) is None
+    for change in ("weight_codes", "weight_scale", "bias_codes"):
+        other = convert(captured)
+        layer = other.get_submodule("3")
+        getattr(layer, change).flatten()[0] += 16
+        named = "3.weight" if change == "weight_codes" else f"3.{change}"
+        assert first_packed_difference(other, path) == named
+    codec = next(m for m in converted.modules() if isinstance(m, ActivationCodec))
+    codec.qmax -= 1
+    assert first_packed_difference(converted, path) == "activations"

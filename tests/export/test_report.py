@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from qat.artifact import ONNX, PACKED, Baseline, Evaluation, write_artifact
+from qat.artifact import Baseline, write_artifact
 from qat.errors import VerificationError
 from qat.export.packed import load_packed
 from qat.export.report import LayerRow, Report, float_bytes, layer_rows
 from qat.export.runtime import OnnxModel
 from qat.export.verify import SiteDifference, Verification
+from qat.gate import ONNX, PACKED, Evaluation
 from qat.graph.convert import convert
 from qat.training.evaluate import Score
 from tests.helpers import folded, make_scheme
@@ -107,10 +108,11 @@ def test_whole_artifact(tmp_path):
     assert found["agreement"] == {
         "converted": 1.0,
         "onnxruntime": 1.0,
+        "chip": 1.0,
         "simulated": 1.0,
         "onnxruntime_unoptimised": 1.0,
     }
-    kinds = ["float", "fake_quant", "converted", "onnxruntime", "simulated"]
+    kinds = ["float", "fake_quant", "converted", "onnxruntime", "chip", "simulated"]
     kinds.append("onnxruntime_unoptimised")
     assert list(found["accuracy"]) == kinds
     assert list(found["perplexity"]) == kinds

@@ -5,9 +5,17 @@ import onnx
 import pytest
 import torch
 
-from qat.errors import VerificationError
+from qat.errors import ExportError, VerificationError
 from qat.export.runtime import OnnxModel
-from qat.export.verify import SiteDifference, Verification, compare_outputs, compare_sites
+from qat.export.sites import check_sites, sources
+from qat.export.verify import (
+    SiteDifference,
+    Verification,
+    compare_outputs,
+    compare_sites,
+    paired_interval,
+    save_first_difference,
+)
 from qat.reference.run import IntegerRun
 
 
@@ -100,3 +108,77 @@ def test_outputs_that_are_all_alike_divide_by_nothing():
 def test_outputs_that_are_not_finite_never_agree():
     bad = torch.full((2, 3), float("nan"))
     assert compare_outputs(bad, bad)[0] == 0.0
+
+
+def interval(gained, lost, count):
+    """Return the interval written out for numbers of samples that only one model has right."""
+    n, b, c = count + 2, gained + 0.5, lost + 0.5
+    middle, spread = (b - c) / n, ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
+    return [
+        100 * v for v in ((gained - lost) / count, middle - 1.96 * spread, middle + 1.96 * spread)
+    ]
+
+
+@pytest.mark.parametrize(("gained", "lost", "count"), [(0, 0, 100), (3, 1, 50), (0, 40, 200)])
+def test_paired_interval_by_hand(gained, lost, count):
+    reference, other = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
+    reference[:lost] = True
+    other[lost : lost + gained] = True
+    reference[-5:] = other[-5:] = True  # what both have right says nothing
+    found = paired_interval(reference, other)
+    assert list(found) == pytest.approx(interval(gained, lost, count), rel=1e-4)
+    assert found.low < found.value < found.high or gained == lost
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(2000, 300, generator=generator)
+    gained, lost = draws < 0.03, draws > 0.95  # the truth: -2 points
+    ends = [paired_interval(b, a) for a, b in zip(gained, lost, strict=True)]
+    covered = sum(e.low <= -2.0 <= e.high for e in ends) / len(ends)
+    assert covered == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / 2000) ** 0.5 + 0.01)
+
+
+def test_what_the_first_differing_site_reads_is_kept(exported_resnet20, tmp_path):
+    exported = exported_resnet20(2, 2)
+    path = tamper(exported.path, tmp_path / "bad.onnx", flip_all)
+    run, x = partial(IntegerRun, exported.model), exported.x[:4]
+    compare = partial(compare_sites, run, path, exported.sites, x)
+    site = "layer2.1.relu1"
+    reads = sources(exported.model, site)
+    assert reads == ["layer2.0.relu2"]
+    save_first_difference(tmp_path / "first.npz", compare, site, reads)
+    kept = np.load(tmp_path / "first.npz")
+    assert set(kept.files) == {"codes:model", "codes:file", "reads:layer2.0.relu2"}
+    share = (kept["codes:model"] != kept["codes:file"]).mean()
+    assert share == next(s.share for s in compare() if s.site == site)
+    whole = OnnxModel(exported.path, outputs=["layer2.0.relu2:codes"]).run(x)
+    assert np.array_equal(kept["reads:layer2.0.relu2"], whole["layer2.0.relu2:codes"])
+
+
+def test_sites_of_another_model_are_refused(exported_resnet20, tmp_path):
+    exported = exported_resnet20(2, 2)
+    assert check_sites(exported.path, exported.model) == exported.sites
+    proto = onnx.load(exported.path)
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [n.replace("layer2.1.relu1:codes", "else:codes") for n in names]
+    onnx.save(proto, tmp_path / "other.onnx")
+    with pytest.raises(ExportError, match=r"got 2 that only one of the two has, first 'else'"):
+        check_sites(tmp_path / "other.onnx", exported.model)
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", None])
+def test_files_that_cannot_be_read_are_named(content, exported_resnet20, tmp_path):
+    path = tmp_path / "bad.onnx"
+    whole = exported_resnet20(2, 2).path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ExportError, match=r"bad\.onnx"):
+        check_sites(path, exported_resnet20(2, 2).model)
+
+
+def test_a_packed_file_that_differs_does_not_pass():
+    check = Verification({"onnxruntime": 1.0}, {}, packed_difference="conv.weight")
+    assert not check.passed
+    with pytest.raises(VerificationError, match=r"safetensors .* 'conv\.weight'"):
+        check.check()

@@ -1,0 +1,111 @@
+"""The gate at the end of a run: every form of a model on the whole evaluation set, and its files.
+
+The fold stage is the reference. Beside it run the model of integers, the chip without floats, the
+exported file with the runtime's optimisations on and off, and the simulation that trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx
+
+from qat.export.packed import first_packed_difference
+from qat.export.runtime import OnnxModel
+from qat.export.sites import check_sites, sources
+from qat.export.verify import (
+    Verification,
+    compare_outputs,
+    compare_sites,
+    paired_interval,
+    save_first_difference,
+)
+from qat.graph.captured import Captured
+from qat.reference.chip import ChipRun
+from qat.reference.run import IntegerRun
+from qat.training.evaluate import Score, predict, score
+
+ONNX, PACKED = "model.onnx", "model.safetensors"
+DIFFERENCE = "first_difference.npz"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an artifact is checked on.
+
+    Attributes:
+        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``, or ``(B, T)`` of
+            sequences; read several times.
+        threshold: Least share of equal predictions that passes.
+        site_samples: Samples whose codes are compared site by site.
+    """
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    threshold: float = 0.999
+    site_samples: int = 64
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How well every form of a model predicts, and how far they agree, by kind of model."""
+
+    scores: dict[str, Score]
+    verification: Verification
+
+
+def verify(
+    captured: Captured, model: fx.GraphModule, folder: Path, evaluation: Evaluation
+) -> Proof:
+    """Compare a model in its fold stage with its files, prediction by prediction and site by site.
+
+    Where codes differ, what the first such site reads and makes is written into ``folder``.
+
+    Args:
+        captured: The trained model.
+        model: What ``qat.graph.convert`` made of it.
+        folder: Holds ``model.onnx`` and ``model.safetensors``.
+        evaluation: What to compare on.
+
+    Raises:
+        ExportError: If a file is damaged, or another model's.
+    """
+    path = folder / ONNX
+    sites, chip = check_sites(path, model), ChipRun(model)
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        "fake_quant": IntegerRun(captured),
+        "converted": IntegerRun(model),
+        "onnxruntime": OnnxModel(path),
+        "chip": chip,
+        "simulated": captured,
+        "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
+    }
+    logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
+    check = _compare(logits, evaluation.threshold)
+    sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]
+    compare = partial(compare_sites, partial(IntegerRun, model), path, sites, sample)
+    check.sites, check.sites_unoptimised = compare(), compare(optimise=False)
+    check.packed_difference = first_packed_difference(model, folder / PACKED)
+    check.float_ops, check.largest_sums = dict(chip.float_ops), dict(chip.largest)
+    first = check.first_difference
+    if first is not None:
+        save_first_difference(folder / DIFFERENCE, compare, first.site, sources(model, first.site))
+    return Proof({kind: score(*found) for kind, found in logits.items()}, check)
+
+
+def _compare(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Verification:
+    reference, labels = found["fake_quant"]
+    others = {kind: logits for kind, (logits, _) in found.items() if kind != "fake_quant"}
+    pairs = {kind: compare_outputs(reference, logits) for kind, logits in others.items()}
+    return Verification(
+        agreement={kind: pair[0] for kind, pair in pairs.items()},
+        difference={kind: pair[1] for kind, pair in pairs.items()},
+        accuracy_difference={
+            kind: paired_interval(reference.argmax(1) == labels, logits.argmax(1) == labels)
+            for kind, logits in others.items()
+        },
+        threshold=threshold,
+    )

@@ -1,0 +1,103 @@
+"""Whether the files of a run predict what was trained, or the first place where they do not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EPILOG = """
+ARTIFACT is the folder of a run or an export, or the model.onnx in it. Its model is restored from
+the checkpoint: checkpoints/last.ckpt of a run, the one that an export was made from, or CHECKPOINT.
+Fake-quant model, model of integers, chip without floats and the file with and without the runtime's
+optimisations predict the whole test set; codes are compared site by site on a sample.
+
+examples:
+  python scripts/verify.py runs/resnet_w4a8/TIME
+  python scripts/verify.py runs/resnet_w4a8/TIME data=arrays data.path=mine.npz --json proof.json
+  python scripts/verify.py model.onnx --checkpoint last.ckpt
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="a folder, or its .onnx")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="other data, as for train.py"
+    )
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", type=Path, help="what was exported")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser.parse_intermixed_args(argv)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint that the artifact in ``folder`` was made from.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    from qat.errors import CheckpointError
+    from qat.run import LAST
+
+    stem = folder.name.removeprefix("export-")
+    places = [folder / LAST, folder.parent / LAST.parent / f"{stem}.ckpt"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise CheckpointError(
+        f"expected a checkpoint for '{folder}', got none at '{places[0]}': name it with "
+        "--checkpoint."
+    )
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Restore, convert, compare with the files, print, write; returns the exit status."""
+    from qat.assemble import make_evaluation
+    from qat.compose import compose_data
+    from qat.errors import CheckpointError
+    from qat.export.report import chip_line, model_table
+    from qat.gate import verify as compare
+    from qat.graph.convert import convert
+    from qat.restore import finish, read_checkpoint, restore
+
+    artifact: Path = arguments.artifact.absolute()
+    folder = artifact.parent if artifact.suffix == ".onnx" else artifact
+    path = arguments.checkpoint or find_checkpoint(folder)
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
+        raise CheckpointError(f"expected a training checkpoint of ours, got '{path}'.")
+    changes = compose_data(arguments.overrides, checkpoint.config)
+    setup = restore(checkpoint, changes)
+    finish(setup.captured)
+    evaluation = make_evaluation(setup.data, {**checkpoint.config, **changes})
+    proof = compare(setup.captured, convert(setup.captured), folder, evaluation)
+    accuracy = {kind: found.accuracy for kind, found in proof.scores.items()}
+    perplexity = {kind: found.perplexity for kind, found in proof.scores.items()}
+    check = proof.verification
+    if arguments.json is not None:
+        result = {**check.to_dict(), "accuracy": accuracy, "perplexity": perplexity}
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    differing = sum(site.share > 0 for site in check.sites)
+    print(model_table(accuracy, perplexity, check))
+    print(f"{len(check.sites)} sites, {differing} of which differ. {chip_line(check)}")
+    check.check()
+    print("passed")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the libraries are only loaded once the arguments are right."""
+    arguments = parse(argv)
+    from qat.cli import guard
+
+    return guard(lambda: verify(arguments), show_traceback=arguments.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
