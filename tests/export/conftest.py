@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.export.onnx import export_onnx
+from qat.graph.captured import Captured
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
@@ -24,8 +25,9 @@ LEARNED = {"quantizer": "lsq", "observer": "mse"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A converted model, its file, what it was calibrated on, and its logits on integers."""
+    """A model in its fold stage and converted, its file, its calibration data and their logits."""
 
+    captured: Captured
     model: fx.GraphModule
     plan: Plan
     path: Path
@@ -61,7 +63,7 @@ def export(model: nn.Module, scheme: Scheme, x: Tensor, path: Path) -> Exported:
     fold(captured)
     converted = convert(captured)
     sites = export_onnx(converted, x[:1], path, metadata={"classes": ["a", "b"], "seed": 3})
-    return Exported(converted, plan, path, sites, x, IntegerRun(converted)(x))
+    return Exported(captured, converted, plan, path, sites, x, IntegerRun(converted)(x))
 
 
 @pytest.fixture(scope="session")
