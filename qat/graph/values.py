@@ -28,6 +28,7 @@ _KEEPS_SHAPE = {
 }
 _MULTIPLIERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PRODUCTS = ("mm", "mul", "conv", "linear", "einsum", "attention", "dot", "baddb")
+_STORES = ("_parameters", "_buffers", "_modules")
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
@@ -94,12 +95,12 @@ class Values:
 
         args = map_arg(node.args, value)
         kwargs = map_arg(node.kwargs, value)
-        touches_modules = node.op in ("get_attr", "call_module")
-        with _untraced() if touches_modules else nullcontext(), torch.no_grad():
+        with torch.no_grad():
             if node.op == "get_attr":
                 return self._attribute(str(node.target))
             if node.op == "call_module":
-                return self._leaf(self.find(str(node.target)), args, kwargs, counter)
+                with _untraced():
+                    return self._leaf(self.find(str(node.target)), args, kwargs, counter)
             with self.fake, counter:
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -108,7 +109,7 @@ class Values:
     def _attribute(self, name: str) -> Any:
         value: Any = self.model
         for part in name.split("."):
-            value = getattr(value, part)
+            value = _member(value, part)
         return self.fake.from_tensor(value.detach()) if isinstance(value, Tensor) else value
 
     def _leaf(
@@ -174,6 +175,14 @@ def _untraced() -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = patched
+
+
+def _member(owner: Any, name: str) -> Any:
+    """Return an attribute without the ``__getattr__`` of modules, which a trace has replaced."""
+    for store in _STORES if isinstance(owner, nn.Module) else ():
+        if name in vars(owner)[store]:
+            return vars(owner)[store][name]
+    return getattr(owner, name)
 
 
 def _multiplies(target: Any) -> bool:
