@@ -49,7 +49,7 @@ class Row:
         converted: Whether conversion replays the fold stage, bit for bit.
         exported: Whether the file was written and runs.
         agreement: Share of equal predictions of onnxruntime and the fold stage.
-        error: What stopped it.
+        error: What stopped it, or how predictions differ.
     """
 
     model: str
@@ -158,7 +158,23 @@ def export(row: Row, made: Any, x: Tensor) -> None:
         path = Path(folder) / "model.onnx"
         export_onnx(model, x[:1], path)
         row.exported = True
-        row.agreement = compare_outputs(expected, OnnxModel(path)(x))[0]
+        found = OnnxModel(path)(x)
+    row.agreement = compare_outputs(expected, found)[0]
+    if row.agreement < 1:
+        row.error = reason(expected, found)
+
+
+def reason(expected: Tensor, found: Tensor) -> str:
+    """Return by how much predictions differ, in one line; both are logits ``(N, K)``."""
+    differing = expected.argmax(1) != found.argmax(1)
+    best = expected.topk(2, 1).values[differing]
+    margin = (best[:, 0] - best[:, 1]).max().item()
+    gap, spread = (expected - found).abs().max().item(), expected.std().item()
+    return (
+        f"{int(differing.sum())} of {len(expected)} predictions differ, where the two best classes "
+        f"are at most {margin:.2g} apart; outputs differ by up to {gap:.2g}, their spread is "
+        f"{spread:.2g}"
+    )
 
 
 TAKE: dict[str, Callable[[Row, Any, Any], Any]] = {

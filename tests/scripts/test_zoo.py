@@ -44,6 +44,16 @@ def test_model_is_captured_unchanged(name, zoo):
     assert row.quantized_share >= FIFTEEN[name]
 
 
+def test_the_reason_of_a_difference_has_its_margin(zoo):
+    expected = torch.tensor([[1.0, 0.75, 0.0], [0.0, 2.0, 0.5]])
+    found = torch.tensor([[1.0, 1.25, 0.0], [0.0, 2.0, 0.5]])
+    text = zoo.reason(expected, found)
+    assert text.startswith(
+        "1 of 2 predictions differ, where the two best classes are at most 0.25 "
+    )
+    assert "differ by up to 0.5," in text
+
+
 def test_a_model_goes_all_the_way(tmp_path, capsys, zoo):
     page, found = tmp_path / "zoo.md", tmp_path / "zoo.json"
     page.write_text("# Zoo\n<!-- zoo -->\nold\n<!-- /zoo -->\nend\n")
