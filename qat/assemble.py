@@ -75,7 +75,8 @@ def make_scheme(config: Config) -> Scheme:
             f"expected rules with match, weight and activation, got scheme.rules={config['rules']} "
             f"({error}): correct the key."
         ) from error
-    return Scheme(config["name"], rules, config["batch_norm"])
+    functions = config.get("functions", "float")  # checkpoints of older runs have none
+    return Scheme(config["name"], rules, config["batch_norm"], functions)
 
 
 def make_model(config: Config, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

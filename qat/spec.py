@@ -14,6 +14,7 @@ from qat.errors import SpecError
 
 MIN_BITS, MAX_BITS = 2, 16
 BatchNormMode = Literal["late", "folded"]
+FunctionMode = Literal["float", "table"]
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "bits": (int,),
     "signed": (bool,),
@@ -194,14 +195,17 @@ class Scheme:
         rules: Name to rule; each rule patches only the fields it names.
         batch_norm: ``"late"`` trains the batch-norm in float behind the quantized layer;
             ``"folded"`` puts the weight grid on the folded weight from the start.
+        functions: ``"float"`` leaves what a sigmoid, SiLU, GELU, tanh or softmax reads in float;
+            ``"table"`` quantizes it, so that a chip without floats can look the results up.
 
     Raises:
-        SpecError: If there is no rule, or ``batch_norm`` is another word.
+        SpecError: If there is no rule, or ``batch_norm`` or ``functions`` is another word.
     """
 
     name: str = "custom"
     rules: Mapping[str, Rule] = field(default_factory=_no_rules)
     batch_norm: BatchNormMode = "late"
+    functions: FunctionMode = "float"
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -210,4 +214,9 @@ class Scheme:
             raise SpecError(
                 f"expected batch_norm 'late' or 'folded' in scheme {self.name!r}, "
                 f"got {self.batch_norm!r}."
+            )
+        if self.functions not in ("float", "table"):
+            raise SpecError(
+                f"expected functions 'float' or 'table' in scheme {self.name!r}, "
+                f"got {self.functions!r}."
             )

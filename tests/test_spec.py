@@ -81,6 +81,10 @@ def test_scale_shape(axis, group_size, shape, expected):
             lambda: Scheme(rules={"all": Rule()}, batch_norm="never"),  # pyright: ignore[reportArgumentType]
             "'late' or 'folded' in scheme 'custom', got 'never'",
         ),
+        (
+            lambda: Scheme(rules={"all": Rule()}, functions="chip"),  # pyright: ignore[reportArgumentType]
+            "'float' or 'table' in scheme 'custom', got 'chip'",
+        ),
     ],
 )
 def test_contradictions_are_refused(make, message):

@@ -18,6 +18,7 @@ class Op:
         elementwise: It reads codes where all its inputs come from the data and its result, maybe
             behind a ReLU, is read as codes; a residual stream that only normalisations read stays
             float.
+        tabulated: It can read codes and look its results up; it does where the scheme says so.
         passes: Its output holds values of its input: no quantizer between, the scale is shared.
         joins: Like ``passes`` with several inputs: all of them share one scale.
         nonnegative: Its output has no negative value.
@@ -26,6 +27,7 @@ class Op:
 
     reads_codes: bool = False
     elementwise: bool = False
+    tabulated: bool = False
     passes: bool = False
     joins: bool = False
     nonnegative: bool = False
@@ -48,9 +50,9 @@ OPS: dict[str, Op] = {
     "concat": Op(joins=True),
     "relu": Op(nonnegative=True),
     "relu6": Op(nonnegative=True, upper=6.0),
-    "sigmoid": Op(nonnegative=True, upper=1.0),
-    "hardsigmoid": Op(nonnegative=True, upper=1.0),
-    "softmax": Op(nonnegative=True, upper=1.0),
+    "sigmoid": Op(tabulated=True, nonnegative=True, upper=1.0),
+    "hardsigmoid": Op(tabulated=True, nonnegative=True, upper=1.0),
+    "softmax": Op(tabulated=True, nonnegative=True, upper=1.0),
     "max_pool": Op(passes=True),
     "reshape": Op(passes=True),
     "dropout": Op(passes=True),
@@ -62,10 +64,10 @@ OPS: dict[str, Op] = {
     "layer_norm": Op(),
     "group_norm": Op(),
     "rms_norm": Op(),
-    "silu": Op(),
-    "gelu": Op(),
-    "hardswish": Op(),
-    "tanh": Op(),
+    "silu": Op(tabulated=True),
+    "gelu": Op(tabulated=True),
+    "hardswish": Op(tabulated=True),
+    "tanh": Op(tabulated=True),
     "mean": Op(),
     "embedding": Op(),
     "attention": Op(),

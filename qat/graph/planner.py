@@ -33,7 +33,8 @@ def make_plan(captured: Captured, scheme: Scheme) -> Plan:
     modules: dict[str, nn.Module] = dict(captured.named_modules())
     sites = None
     for mode in reversed(MODES):  # eval first: heads that only training runs stay float
-        sites = Sites(captured.graphs[mode], modules, sites)
+        tabulate = scheme.functions == "table"
+        sites = Sites(captured.graphs[mode], modules, sites, tabulate=tabulate)
         _plan_graph(plan, rules, sites, mode)
     plan.batch_norms = [name for name, module in modules.items() if is_foldable(module)]
     rules.check_all_used()

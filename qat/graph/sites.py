@@ -46,13 +46,20 @@ class Sites:
         graph: A captured graph.
         modules: Name to module of the captured model.
         like: The sites of the other mode, whose names to take over.
+        tabulate: Whether functions that can be looked up read codes.
     """
 
     def __init__(
-        self, graph: fx.Graph, modules: dict[str, nn.Module], like: Sites | None = None
+        self,
+        graph: fx.Graph,
+        modules: dict[str, nn.Module],
+        like: Sites | None = None,
+        *,
+        tabulate: bool = False,
     ) -> None:
         self.nodes = list(graph.nodes)
         self.modules = modules
+        self.tabulate = tabulate
         self.ops = {n: op_name(n, modules) for n in self.nodes}
         self.names = self._name_nodes(like)
         self._root = {n: n for n in self.nodes}
@@ -190,7 +197,8 @@ class Sites:
             alone = self.ops[node] == "batch_norm" and node.target not in folded
             useful = op.elementwise and self._joins_data(node)
             useful = useful and any(n in found for n in self._readers_behind(node))
-            if node in self.data and (op.reads_codes or alone or useful):
+            table = self.tabulate and op.tabulated
+            if node in self.data and (op.reads_codes or alone or useful or table):
                 found.add(node)
         return found
 

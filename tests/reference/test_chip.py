@@ -1,11 +1,16 @@
 """The chip without floats against the reference that rounds as runtimes do."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.errors import VerificationError
+from qat.export.onnx import export_onnx
+from qat.export.verify import compare_sites
 from qat.graph.convert import convert
 from qat.integer_layers import ActivationCodec
 from qat.reference.chip import ChipRun
@@ -134,6 +139,48 @@ def test_sums_gates_joins_and_pools_stay_integers(normalise, floats):
     assert largest <= 1
     assert share <= 1e-3
     assert list(chip.float_ops.values()) == floats
+
+
+class Functions(nn.Module):
+    """Every function that can be looked up, and a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.silu, self.gelu, self.d = nn.SiLU(), nn.GELU(), nn.Conv2d(8, 8, 1)
+        self.end = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gelu(self.b(self.silu(self.a(x))))
+        x = torch.tanh(self.c(F.hardswish(self.d(x)))).mean((2, 3))
+        return self.end(torch.softmax(self.end.weight.shape[0] * x, 1) * torch.sigmoid(x))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_functions_are_looked_up_where_the_scheme_says_so(bits, tmp_path):
+    torch.manual_seed(0)
+    x = smooth_images(16)
+    scheme = replace(make_scheme(bits, bits), functions="table")
+    captured, plan = folded(Functions(), scheme, x)
+    assert {"a", "b", "c", "d"} <= set(plan.activations)
+    largest, share, chip = compare(captured, x)
+    assert largest <= 1
+    assert share <= 2e-3  # ties, and shares of a softmax with exponentials of 16 bits
+    assert set(chip.float_ops.values()) <= {"mul"}  # by a constant, in front of the softmax
+    converted = convert(captured)
+    sites = export_onnx(converted, x[:1], tmp_path / "m.onnx")
+    found = compare_sites(partial(IntegerRun, converted), tmp_path / "m.onnx", sites, x)
+    assert max(s.largest for s in found) <= 1
+    assert sum(s.share for s in found) / len(found) <= 1e-3  # functions round in float there
+
+
+def test_functions_stay_in_float_otherwise():
+    x = smooth_images(16)
+    captured, plan = folded(Functions(), make_scheme(), x)
+    assert not {"a", "b", "c", "d"} & set(plan.activations)
+    chip = ChipRun(captured)
+    chip(x)
+    assert {"silu", "gelu", "hardswish", "tanh"} <= set(chip.float_ops.values())
 
 
 def test_moved_codes_stay_codes():
