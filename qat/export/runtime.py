@@ -1,8 +1,7 @@
-"""Run an exported file in onnxruntime, like a model."""
+"""Run an exported file in onnxruntime, like a model; other runtimes by name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,44 +12,50 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from qat.errors import ExportError
+from qat.errors import ConfigError, ExportError
+from qat.export.onnx_file import decode_metadata, find_file, refused
+from qat.export.openvino import OpenVinoModel
+
+CPU = "CPUExecutionProvider"
 
 
 class OnnxModel:
-    """An ``.onnx`` file loaded on the CPU; call it with a batch to get the logits.
+    """An ``.onnx`` file loaded in onnxruntime; call it with a batch to get the logits.
 
     Args:
         path: The file.
         optimise: Whether onnxruntime may fuse and rewrite the graph.
         outputs: More tensors of the graph to return, by name.
+        providers: Execution providers, the preferred one first.
+        threads: Threads that one operation may use; None lets onnxruntime choose.
 
     Raises:
-        ExportError: If the file is missing or onnxruntime refuses it.
+        ExportError: If the file is missing, onnxruntime refuses it or has no such provider.
     """
 
     def __init__(
-        self, path: str | Path, *, optimise: bool = True, outputs: Sequence[str] = ()
+        self,
+        path: str | Path,
+        *,
+        optimise: bool = True,
+        outputs: Sequence[str] = (),
+        providers: Sequence[str] = (CPU,),
+        threads: int | None = None,
     ) -> None:
-        path = Path(path)
-        if not path.is_file():
-            raise ExportError(f"expected an .onnx file, got none at '{path}': check the path.")
+        path = find_file(path)
+        _check_providers(providers)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         )
+        options.intra_op_num_threads = threads or 0
         try:
             content: Any = _with_outputs(path, outputs) if outputs else str(path)
-            self.session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(content, options, providers=[*providers])
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ExportError(
-                f"expected an ONNX model that onnxruntime runs, got '{path}' ({reason}): "
-                "export it again."
-            ) from error
+            raise refused(path, "onnxruntime", str(error).strip().splitlines()[0]) from error
         self.outputs = [self.session.get_outputs()[0].name, *outputs]
 
     def run(self, x: Tensor) -> dict[str, np.ndarray]:
@@ -70,18 +75,42 @@ class OnnxModel:
         Raises:
             ExportError: If another program wrote the file, in a form of its own.
         """
-        stored = self.session.get_modelmeta().custom_metadata_map
-        try:
-            return {key: json.loads(value) for key, value in stored.items()}
-        except ValueError as error:
-            raise ExportError(
-                f"expected metadata that qat wrote, got {stored}: export the model with qat."
-            ) from error
+        return decode_metadata(self.session.get_modelmeta().custom_metadata_map)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.session.get_inputs()[0].shape[1:])
+
+
+RUNTIMES: dict[str, type[OnnxModel] | type[OpenVinoModel]] = {
+    "onnxruntime": OnnxModel,
+    "openvino": OpenVinoModel,
+}
+
+
+def find_runtime(name: str) -> type[OnnxModel] | type[OpenVinoModel]:
+    """Return the class that runs files in the runtime called ``name``.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name not in RUNTIMES:
+        raise ConfigError(
+            f"expected the name of a runtime, got '{name}': choose of {', '.join(RUNTIMES)}."
+        )
+    return RUNTIMES[name]
+
+
+def _check_providers(wanted: Sequence[str]) -> None:
+    """Raise for a provider that is not here: onnxruntime would quietly use the CPU instead."""
+    here = onnxruntime.get_available_providers()
+    missing = [name for name in wanted if name not in here]
+    if missing:
+        raise ExportError(
+            f"expected execution providers that onnxruntime has here ({', '.join(here)}), got "
+            f"{', '.join(missing)}: choose another, or install the onnxruntime that brings it."
+        )
 
 
 def _with_outputs(path: Path, outputs: Sequence[str]) -> bytes:

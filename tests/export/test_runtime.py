@@ -1,0 +1,119 @@
+"""Both runtimes behind one interface: what they are told, what they tell, what they refuse."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from qat.errors import ConfigError, ExportError
+from qat.export.openvino import OpenVinoModel
+from qat.export.runtime import RUNTIMES, OnnxModel, find_runtime
+from qat.export.verify import compare_outputs
+from qat.models import build
+from tests.export.conftest import LEARNED, export
+from tests.helpers import make_scheme, smooth_images
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
+)
+NAMES = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
+
+
+class Plain(nn.Module):
+    """Convolutions in a row, without a residual addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3, stride=2)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.body(torch.relu(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    torch.manual_seed(0)
+    scheme = make_scheme(weight=LEARNED, activation=LEARNED)
+    return export(Plain(), scheme, smooth_images(64), tmp_path_factory.mktemp("plain") / "m.onnx")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interface(name, plain):
+    model = find_runtime(name)(plain.path, threads=1)
+    assert isinstance(model, RUNTIMES[name])
+    assert model.metadata == {"classes": ["a", "b"], "seed": 3}
+    assert model.input_shape == (3, 32, 32)
+    for batch in (1, 5):
+        assert model(plain.x[:batch]).shape == (batch, 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_and_damaged_files(name, tmp_path, capfd):
+    load = find_runtime(name)
+    with pytest.raises(ExportError, match=r"none at '.*none\.onnx'"):
+        load(tmp_path / "none.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model at all")
+    with pytest.raises(ExportError, match=r"runs, got '.*broken\.onnx'"):
+        load(broken)
+    assert capfd.readouterr() == ("", "")
+
+
+def integer_convolutions(model: OpenVinoModel) -> int:
+    nodes = [op.get_rt_info() for op in model.compiled.get_runtime_model().get_ops()]
+    facts = [(n["layerType"].astype(str), n["runtimePrecision"].astype(str)) for n in nodes]
+    return facts.count(("Convolution", "u8"))
+
+
+@needs_openvino
+def test_openvino_computes_integers_close_to_onnxruntime(plain):
+    model = OpenVinoModel(plain.path, threads=1)
+    assert integer_convolutions(model) == 2
+    agreement, difference = compare_outputs(OnnxModel(plain.path)(plain.x), model(plain.x))
+    assert agreement == 1.0
+    assert difference < 2  # a code of the features may turn where its value lies at a tie
+
+
+@needs_openvino
+def test_openvino_predicts_with_residual_additions(exported_resnet20):
+    """Every convolution is integer; additions lose one rounding, and codes drift from there."""
+    exported = exported_resnet20(8, 8)
+    model = OpenVinoModel(exported.path, threads=1)
+    assert integer_convolutions(model) == 19
+    agreement, _ = compare_outputs(OnnxModel(exported.path)(exported.x), model(exported.x))
+    assert agreement >= 0.95
+
+
+@needs_openvino
+def test_openvino_keeps_float_models_in_float32(tmp_path):
+    model = build("linear", 4, in_features=64).eval()
+    x = torch.randn(16, 64)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(
+        model, (x,), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=dynamic, verbose=False
+    )
+    loaded = OpenVinoModel(tmp_path / "m.onnx")
+    torch.testing.assert_close(loaded(x), model(x))  # bfloat16 would be 3e-3 away
+    assert loaded.metadata == {}
+
+
+def test_runtime_that_is_not_installed(monkeypatch, plain):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"pip install 'qat\[openvino\]'"):
+        OpenVinoModel(plain.path)
+
+
+def test_unknown_runtime():
+    with pytest.raises(ConfigError, match="got 'openvin': choose of onnxruntime, openvino"):
+        find_runtime("openvin")
+
+
+def test_options_reach_onnxruntime(plain):
+    options = OnnxModel(plain.path, threads=2).session.get_session_options()
+    assert options.intra_op_num_threads == 2
+    with pytest.raises(ExportError, match=r"CPUExecutionProvider.* got NoSuchProvider: choose"):
+        OnnxModel(plain.path, providers=["NoSuchProvider"])
