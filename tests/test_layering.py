@@ -19,7 +19,7 @@ LAYERS = [
     {"integer_layers"},
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"reference"},
-    {"training"},
+    {"training", "predict"},
     {"gate"},
     {"artifact"},
     {"assemble", "compose"},

@@ -8,6 +8,7 @@ import onnx
 from torch import fx, nn
 
 from qat.errors import ExportError
+from qat.export.onnx_file import find_file
 from qat.integer_layers import ActivationCodec
 
 SUFFIX = ":codes"
@@ -45,8 +46,7 @@ def check_sites(path: Path, model: fx.GraphModule) -> list[str]:
     Raises:
         ExportError: If the file cannot be read, or has other sites.
     """
-    if not path.is_file():
-        raise ExportError(f"expected an .onnx file, got none at '{path}': check the path.")
+    find_file(path)
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:

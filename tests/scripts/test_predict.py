@@ -9,6 +9,8 @@ from PIL import Image
 
 from qat.data import ArraysData, DigitsData
 from qat.export.runtime import OnnxModel
+from qat.predict.predictor import predict
+from qat.predict.reader import Reader
 
 MEAN, STD = 0.3056, 0.3765
 
@@ -105,9 +107,9 @@ def test_other_sizes_and_modes(image_run, digits, call, tmp_path):
     assert out.startswith(f"{tmp_path / 'L.png'}: {label} ")
 
 
-def test_grey_model(image_run, load_script):
+def test_grey_model():
     """A model with one channel gets the grey pixels themselves."""
-    reader = load_script("predict").Reader((1, 4, 4), [0.5], [0.25])
+    reader = Reader((1, 4, 4), [0.5], [0.25])
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     got = reader._pixels(Image.fromarray(pixels).convert("RGB"), None)
     assert torch.equal(got, torch.from_numpy(pixels)[None])
@@ -115,13 +117,13 @@ def test_grey_model(image_run, load_script):
     torch.testing.assert_close(reader._normalise(got)[0], expected)
 
 
-def test_images_are_normalised_exactly_as_the_arrays_data_do(load_script, tmp_path):
+def test_images_are_normalised_exactly_as_the_arrays_data_do(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
     y = np.arange(6) % 2
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     data = ArraysData(tmp_path / "a.npz", augment="none")
     expected = next(iter(data.test_dataloader()))[0]
-    reader = load_script("predict").Reader(data.input_shape, data.mean, data.std)
+    reader = Reader(data.input_shape, data.mean, data.std)
     got = torch.stack([sample for _, sample in reader.read([tmp_path / "a.npz"])])
     assert torch.equal(got, expected)
 
@@ -145,17 +147,16 @@ def test_table(table_run, call, tmp_path):
     assert len(out.splitlines()) == 49
 
 
-def test_memory_stays_constant(table_run, load_script, tmp_path):
+def test_memory_stays_constant(table_run, tmp_path):
     """A hundred thousand rows are read as they are asked for."""
-    module = load_script("predict")
     array = np.lib.format.open_memmap(
         tmp_path / "big.npy", mode="w+", dtype=np.float32, shape=(100_000, 4)
     )
     del array
-    reader = module.Reader((4,), None, None)
+    reader = Reader((4,), None, None)
     samples = reader.read([tmp_path / "big.npy", tmp_path / "missing.npy"])
     model = OnnxModel(table_run / "model.onnx")
-    rows = module.predict(model, [str(i) for i in range(10)], samples, 5)
+    rows = predict(model, [str(i) for i in range(10)], samples, 5)
     assert next(rows).file.endswith("[0]")
     assert next(samples)[0].endswith("[5]")  # only one batch was taken
 

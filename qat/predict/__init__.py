@@ -1,0 +1,1 @@
+"""Predictions for files of any number: what is read, what the model says, what is written."""
