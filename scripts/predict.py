@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = """
 An .npz holds one array, or several of which one is named x or x_test. Inputs are read as they are
-needed, except that an .npz is unpacked whole.
+needed, so memory stays constant; only what an .npz stores column by column is unpacked whole.
 
 examples:
   python scripts/predict.py runs/resnet_w4a8/TIME/model.onnx digit.png photos/ --top 3

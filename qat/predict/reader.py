@@ -71,11 +71,10 @@ class Reader:
         yield str(file), self._normalise(self._pixels(open_image(file), file))
 
     def _array(self, file: Path) -> Iterator[tuple[str, Tensor]]:
-
-        array = open_array(file)
-        check_array(array, self.shape, file)
-        for i, values in enumerate(array):
-            name = f"{file}[{i}]"
+        rows = open_array(file, verify=True)
+        check_array(rows, self.shape, file)
+        for i in range(rows.shape[0]):
+            name, values = f"{file}[{i}]", rows[i]
             if values.dtype == "uint8":
                 grey = values.shape[2:] == (1,)
                 image = Image.fromarray(np.array(values[..., 0] if grey else values))
