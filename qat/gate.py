@@ -6,7 +6,7 @@ exported file with the runtime's optimisations on and off, and the simulation th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qat.export.packed import first_packed_difference
-from qat.export.runtime import OnnxModel
+from qat.export.runtime import OnnxModel, find_runtime
 from qat.export.sites import check_sites, sources
 from qat.export.verify import (
     Verification,
@@ -58,7 +58,11 @@ class Proof:
 
 
 def verify(
-    captured: Captured, model: fx.GraphModule, folder: Path, evaluation: Evaluation
+    captured: Captured,
+    model: fx.GraphModule,
+    folder: Path,
+    evaluation: Evaluation,
+    runtimes: Sequence[str] = (),
 ) -> Proof:
     """Compare a model in its fold stage with its files, prediction by prediction and site by site.
 
@@ -69,8 +73,10 @@ def verify(
         model: What ``qat.graph.convert`` made of it.
         folder: Holds ``model.onnx`` and ``model.safetensors``.
         evaluation: What to compare on.
+        runtimes: Others that run the file too, by name; they do not decide.
 
     Raises:
+        ConfigError: If there is no runtime of that name.
         ExportError: If a file is damaged, or another model's.
     """
     path = folder / ONNX
@@ -82,6 +88,7 @@ def verify(
         "chip": chip,
         "simulated": captured,
         "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
+        **{name: find_runtime(name)(path) for name in runtimes},
     }
     logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
     check = _compare(logits, evaluation.threshold)

@@ -17,7 +17,7 @@ optimisations predict the whole test set; codes are compared site by site on a s
 examples:
   python scripts/verify.py runs/resnet_w4a8/TIME
   python scripts/verify.py runs/resnet_w4a8/TIME data=arrays data.path=mine.npz --json proof.json
-  python scripts/verify.py model.onnx --checkpoint last.ckpt
+  python scripts/verify.py model.onnx --checkpoint last.ckpt --runtime openvino
 """
 
 
@@ -31,6 +31,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "overrides", metavar="key=value", nargs="*", help="other data, as for train.py"
     )
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", type=Path, help="what was exported")
+    parser.add_argument(
+        "--runtime", metavar="NAME", action="append", default=[], help="run the file there, too"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)
@@ -76,7 +79,8 @@ def verify(arguments: argparse.Namespace) -> int:
     setup = restore(checkpoint, changes)
     finish(setup.captured)
     evaluation = make_evaluation(setup.data, {**checkpoint.config, **changes})
-    proof = compare(setup.captured, convert(setup.captured), folder, evaluation)
+    model = convert(setup.captured)
+    proof = compare(setup.captured, model, folder, evaluation, arguments.runtime)
     accuracy = {kind: found.accuracy for kind, found in proof.scores.items()}
     perplexity = {kind: found.perplexity for kind, found in proof.scores.items()}
     check = proof.verification

@@ -34,6 +34,15 @@ def test_a_run_passes(call, table_run, tmp_path):
         assert kind in output
 
 
+def test_another_runtime_is_asked_too(call, refuse, table_run, tmp_path):
+    pytest.importorskip("openvino")
+    given = ["--runtime", "openvino", "--json", tmp_path / "proof.json"]
+    assert call("verify", table_run, *given)[0] == 0
+    found = json.loads((tmp_path / "proof.json").read_text())
+    assert found["agreement"]["openvino"] >= 0.99
+    assert "choose of onnxruntime, openvino" in refuse("verify", table_run, "--runtime", "chip")
+
+
 def test_the_file_itself_and_other_data(call, table_run):
     assert call("verify", table_run / "model.onnx", "data.batch_size=7")[0] == 0
 
