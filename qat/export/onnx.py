@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.export.sites import SUFFIX, call_order
+from qat.export.storage import Storage, store_in_four_bits
 from qat.export.workarounds import respect_limits
 
 OPSET = 21
@@ -72,6 +73,7 @@ def export_onnx(
     path: Path,
     *,
     metadata: Mapping[str, object] | None = None,
+    storage: Storage = "speed",
 ) -> list[str]:
     """Write a converted model to ``path``; its batch axis is dynamic.
 
@@ -80,6 +82,8 @@ def export_onnx(
         example: One batch as the model takes it, ``(N, ...)``, real values.
         path: The file to write.
         metadata: Names and values to store in the file, as JSON.
+        storage: ``"speed"``: weights in 8 bits, for integer kernels; ``"size"``: those of at most
+            4 bits in 4, for layers in float.
 
     Returns:
         For every quantize in the order of the file, its site; ``<site>:codes`` is the name of
@@ -88,7 +92,7 @@ def export_onnx(
     Raises:
         ExportError: If an operation of the model has no form in ONNX, or the file is not valid.
     """
-    proto = _translate(model.eval(), example)
+    proto = _translate(model.eval(), example, storage)
     respect_limits(proto)
     del proto.metadata_props[:]
     for key, value in (metadata or {}).items():
@@ -103,7 +107,7 @@ def export_onnx(
     return sites
 
 
-def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
+def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx.ModelProto:
     batch = torch.export.Dim("batch")
     table: dict[Any, Any] = {
         torch.ops.qat.quantize.default: _quantize,
@@ -130,8 +134,10 @@ def _translate(model: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
                 f"got {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             ) from error
     assert program is not None
-    _simplify(program.model)
     graph = program.model.graph
+    if storage == "size":
+        store_in_four_bits(graph, model)
+    _simplify(program.model)
     values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
     for item in [graph, *graph.all_nodes(), *values]:
         item.metadata_props.clear()  # stack traces and paths of the exporting machine
