@@ -74,7 +74,8 @@ def write_artifact(
         model = convert(captured)
     with _timed(seconds, "export"):
         facts = {**description, "scheme": plan.scheme, "versions": versions()}
-        export_onnx(model, example, folder / ONNX, metadata=facts)
+        storage = evaluation.storage
+        export_onnx(model, example, folder / ONNX, metadata=facts, storage=storage)
         save_packed(model, folder / PACKED, metadata=facts)
     with _timed(seconds, "verify"):
         proof = verify(captured, model, folder, evaluation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from qat.data import DataModule
 from qat.errors import ConfigError, QatError
 from qat.export.report import float_bytes
+from qat.export.storage import check_storage
 from qat.gate import Evaluation
 from qat.graph.captured import Captured
 from qat.graph.insert import prepare
@@ -28,6 +29,11 @@ from qat.training.schedule import Schedule
 from qat.training.task import QATTask
 
 Config = Mapping[str, Any]
+_EXPORT: Mapping[str, Callable[[Any], object]] = {
+    "threshold": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+    "site_samples": lambda value: isinstance(value, int) and value >= 1,
+    "storage": check_storage,
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ def set_up(config: Config) -> Setup:
         QatError: For every mistake in it, each in one sentence.
     """
     schedule, scheme = make_schedule(config), make_scheme(config["scheme"])
+    export_settings(config)  # a mistake there should not wait for the end of training
     data: DataModule = make(config["data"], seed=config["seed"])
     data.setup()
     torch.manual_seed(config["seed"])
@@ -190,9 +197,28 @@ def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:
 
 
 def make_evaluation(data: DataModule, config: Config) -> Evaluation:
-    """Return the evaluation set, the whole test set, with the gate's settings."""
-    export = config["export"]
-    return Evaluation(data.test_dataloader(), export["threshold"], export["site_samples"])
+    """Return the evaluation set, the whole test set, with the gate's and the file's settings.
+
+    Raises:
+        ConfigError: If one of the settings makes no sense.
+    """
+    return Evaluation(data.test_dataloader(), **export_settings(config))
+
+
+def export_settings(config: Config) -> dict[str, Any]:
+    """Return the node ``export``: fields of ``Evaluation``; older runs may lack some.
+
+    Raises:
+        ConfigError: If a value makes no sense.
+    """
+    export: dict[str, Any] = dict(config["export"])
+    for key, value in export.items():
+        if key not in _EXPORT or not _EXPORT[key](value):
+            raise ConfigError(
+                "expected export.threshold from 0 to 1, a whole export.site_samples of at least 1 "
+                f"and export.storage, got export.{key}={value!r}: correct or remove it."
+            )
+    return export
 
 
 def describe(data: DataModule, config: Config) -> dict[str, Any]:

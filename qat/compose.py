@@ -130,12 +130,7 @@ def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dic
     Raises:
         ConfigError: If an override is about anything else, or the config does not compose.
     """
-    for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in DATA_KEYS:
-            raise ConfigError(
-                f"expected overrides of {', '.join(DATA_KEYS)} only, got '{override}': the model "
-                "and the rest come from the file; leave it out."
-            )
+    _refuse_others(overrides, DATA_KEYS)
     given: list[str] = []
     if run is not None:
         given.append(f"seed={run['seed']}")
@@ -144,6 +139,39 @@ def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dic
             given.append("data=_run")
     config = compose_plain([*given, *overrides])
     return {"data": config["data"], "seed": config["seed"]}
+
+
+def compose_export(overrides: Sequence[str], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data``, ``seed`` and ``export``, to export a model of a file once more.
+
+    Args:
+        overrides: What ``compose_data`` takes, and changes of the run's ``export``, such as
+            ``export.storage=size``.
+        run: The config that the file was trained with.
+
+    Raises:
+        ConfigError: If an override is about anything else, or the config does not compose.
+    """
+    _refuse_others(overrides, ("data", "export", "recipe", "seed"))
+    own = [override for override in overrides if _group(override) == "export"]
+    data = compose_data([override for override in overrides if override not in own], run)
+    node = {"defaults": ["default", "_self_"], **run["export"]}  # files may lack newer keys
+    ConfigStore.instance().store(name="_run", group="export", node=node)
+    given = [] if any(override.startswith("export=") for override in own) else ["export=_run"]
+    return {**data, **compose_parts([*given, *own], ["export"])}
+
+
+def _refuse_others(overrides: Sequence[str], groups: Sequence[str]) -> None:
+    for override in overrides:
+        if _group(override) not in groups:
+            raise ConfigError(
+                f"expected overrides of {', '.join(groups)} only, got '{override}': the model "
+                "and the rest come from the file; leave it out."
+            )
+
+
+def _group(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
 def _plain(node: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from qat.export.packed import first_packed_difference
 from qat.export.runtime import OnnxModel, find_runtime
 from qat.export.sites import check_sites, sources
+from qat.export.storage import Storage
 from qat.export.verify import (
     Verification,
     compare_outputs,
@@ -35,18 +36,20 @@ DIFFERENCE = "first_difference.npz"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an artifact is checked on.
+    """How an artifact is stored, and what it is checked on.
 
     Attributes:
         batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``, or ``(B, T)`` of
             sequences; read several times.
         threshold: Least share of equal predictions that passes.
         site_samples: Samples whose codes are compared site by site.
+        storage: What the ONNX file is for: ``"speed"`` or ``"size"``.
     """
 
     batches: Iterable[tuple[Tensor, Tensor]]
     threshold: float = 0.999
     site_samples: int = 64
+    storage: Storage = "speed"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ EPILOG = """
 examples:
   python scripts/export.py runs/resnet_w4a8/TIME/checkpoints/last.ckpt
   python scripts/export.py last.ckpt --out exported data.root=/where/the/data/are/now
+  python scripts/export.py last.ckpt --out small export.storage=size
 """
 
 
@@ -25,7 +26,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt of a run")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="changes of the data, such as data.root"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="changes of data and export, such as data.root or export.storage",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="default: export-<checkpoint> in the run folder"
@@ -59,7 +63,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Restore, fold where needed, write and verify; returns the exit status."""
     from qat.artifact import Baseline, write_artifact
     from qat.assemble import describe, make_evaluation
-    from qat.compose import compose_data
+    from qat.compose import compose_export
     from qat.errors import CheckpointError
     from qat.restore import finish, read_checkpoint, restore
     from qat.run import write_plan
@@ -71,7 +75,7 @@ def export(arguments: argparse.Namespace) -> int:
             "config of a run: train from it first (train.py ckpt=... recipe=...)."
         )
     folder = choose_folder(arguments.checkpoint, arguments.out, force=arguments.force)
-    changes = compose_data(arguments.overrides, checkpoint.config)
+    changes = compose_export(arguments.overrides, checkpoint.config)
     config, setup = {**checkpoint.config, **changes}, restore(checkpoint, changes)
     phase = finish(setup.captured)
     if phase != "fold":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from qat.compose import read_config
 from qat.data import DigitsData
 from qat.export.runtime import OnnxModel
 
@@ -70,9 +71,50 @@ def test_a_float_checkpoint_is_refused(early_checkpoint, refuse, tmp_path):
 def test_the_data_can_be_moved_but_the_model_cannot_be_changed(table_run, refuse, tmp_path):
     file = table_run / "checkpoints" / "last.ckpt"
     given = [file, "--out", tmp_path]
-    assert "overrides of data, recipe, seed only" in refuse("export", *given, "scheme=w4a4")
+    refused = refuse("export", *given, "scheme=w4a4")
+    assert "overrides of data, export, recipe, seed only" in refused
     assert "10 classes that" in refuse("export", *given, "+data.num_classes=5")
     assert "(10, 4) instead of (10, 192)" in refuse("export", *given, "data=digits")
+
+
+def test_the_file_can_be_stored_in_another_way(early_checkpoint, call, tmp_path):
+    path = early_checkpoint(calibrated=True)
+    content = torch.load(path, weights_only=True)
+    del content["hyper_parameters"]["config"]["export"]["storage"]  # of an older version
+    rule = {"match": "*", "weight": {"bits": 4}}
+    content["hyper_parameters"]["config"]["scheme"]["rules"]["narrow"] = rule
+    torch.save(content, path)
+    kinds = {}
+    for name, given in {"speed": [], "size": ["export.storage=size"]}.items():
+        folder = tmp_path / name
+        options = ["export.threshold=0.9", "export.site_samples=8"]
+        status, _, error = call("export", path, "--out", folder, *given, *options)
+        assert (status, error) == (0, "")
+        (weight,) = [i for i in onnx.load(folder / "model.onnx").graph.initializer
+                     if i.name.endswith("weight_codes")]  # fmt: skip
+        kinds[name] = weight.data_type
+        config = read_config(folder / "config.yaml")["export"]
+        assert config["storage"] == name
+        assert (config["threshold"], config["site_samples"]) == (0.9, 8)
+    assert kinds == {"speed": onnx.TensorProto.INT8, "size": onnx.TensorProto.INT4}
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("export.storage=tiny", "one of speed, size, got 'tiny'"),
+        ("export.threshold=high", "got export.threshold='high'"),
+        ("export.threshold=2", "got export.threshold=2"),
+        ("export.site_samples=0", "got export.site_samples=0"),
+        ("+export.colour=red", "got export.colour='red'"),
+        ("export.colour=red", "colour"),
+        ("export=other", "the name of a export, got 'other'"),
+    ],
+)
+def test_export_settings_that_make_no_sense(override, part, table_run, refuse, tmp_path):
+    given = [table_run / "checkpoints" / "last.ckpt", "--out", tmp_path / "new"]
+    assert part in refuse("export", *given, override)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"a": torch.ones(2)}}, [1], torch.ones(2)])
