@@ -293,3 +293,5 @@ def test_size_of_resnet18(bits, storage, megabytes, tmp_path):
     path = tmp_path / "m.onnx"
     write(build("resnet18", 1000), make_scheme(bits, rules=rules), x, path, storage)
     assert path.stat().st_size <= megabytes * 1e6
+    stored = map(numpy_helper.to_array, onnx.load(path).graph.initializer)
+    assert max(a.size for a in stored if a.dtype == np.float32) == 1000  # the last layer's scales
