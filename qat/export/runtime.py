@@ -17,6 +17,8 @@ from qat.export.onnx_file import decode_metadata, find_file, refused
 from qat.export.openvino import OpenVinoModel
 
 CPU = "CPUExecutionProvider"
+_EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
+"""Unless it is 1, products with 4-bit blocks also quantize what they multiply, to 8 bits."""
 
 
 class OnnxModel:
@@ -46,6 +48,7 @@ class OnnxModel:
         _check_providers(providers)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(_EXACT_4_BIT, "1")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL

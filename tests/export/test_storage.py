@@ -18,9 +18,9 @@ from qat.export.runtime import OnnxModel
 from qat.export.storage import check_storage
 from qat.export.verify import compare_outputs, compare_sites
 from qat.graph.convert import convert
-from qat.graph.integer import IntegerRun
 from qat.integer_layers import IntegerLayer
 from qat.models import build
+from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from tests.helpers import folded, make_scheme, smooth_images
 
