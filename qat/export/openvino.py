@@ -2,7 +2,7 @@
 
 OpenVINO forms integer convolutions from the same file, but its numbers are its own: it computes a
 residual addition inside the convolution in front of it, and there leaves out the rounding to the
-convolution's own codes; and it rounds int32 biases and multipliers in float.
+convolution's own codes. Elsewhere a code turns now and then where its value lies at a tie.
 """
 
 from __future__ import annotations
