@@ -1,6 +1,6 @@
 """Which kernels onnxruntime forms of two well-known networks, and what their files hold."""
 
-from functools import cache
+from collections import Counter
 
 import onnx
 import pytest
@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from qat.models import build
 from qat.spec import Rule
-from tests.export.conftest import Exported, export
+from tests.export.conftest import export
 from tests.export.test_onnx import integer_weights, optimised_ops
 from tests.helpers import make_scheme, smooth_images
 
@@ -18,35 +18,26 @@ CONVOLUTIONS = {"resnet18": 20, "mobilenet_v2": 52}
 """All of them: none stays float."""
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Both networks at some widths, first and last layer in 8 bits, each exported once."""
-
-    @cache
-    def make(name: str, weight_bits: int, activation_bits: int) -> Exported:
-        torch.manual_seed(0)
-        rules = {"ends": Rule("@first|@last", {"bits": 8}, {"bits": 8})}
-        scheme = make_scheme(weight_bits, activation_bits, rules=rules)
-        path = tmp_path_factory.mktemp(name) / "model.onnx"
-        return export(build(name, 10), scheme, smooth_images(8), path)
-
-    return make
-
-
 @pytest.mark.parametrize("bits", SCHEMES)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_every_convolution_runs_on_integers(exported, name, bits, tmp_path):
-    ops = optimised_ops(exported(name, *bits).path, tmp_path)
+def test_every_convolution_runs_on_integers_which_the_file_stores(name, bits, tmp_path):
+    torch.manual_seed(0)
+    rules = {"ends": Rule("@first|@last", {"bits": 8}, {"bits": 8})}
+    scheme = make_scheme(bits[0], bits[1], rules=rules)
+    path = tmp_path / "model.onnx"
+    export(build(name, 10), scheme, smooth_images(8), path)
+    _check_kernels(optimised_ops(path, tmp_path), name)
+    _check_initialisers(onnx.load(path).graph, name)
+
+
+def _check_kernels(ops: Counter[str], name: str) -> None:
     assert ops["QLinearConv"] == CONVOLUTIONS[name]
     assert {op for op in ops if "Conv" in op} == {"QLinearConv"}
     assert (ops["QGemm"], ops["QLinearGlobalAveragePool"]) == (1, 1)
     assert ops["Gemm"] + ops["MatMul"] == 0
 
 
-@pytest.mark.parametrize("bits", SCHEMES)
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_initialisers_are_integers(exported, name, bits):
-    graph = onnx.load(exported(name, *bits).path).graph
+def _check_initialisers(graph: onnx.GraphProto, name: str) -> None:
     weights = integer_weights(graph)
     assert len(weights) == CONVOLUTIONS[name] + 1
     assert {w.data_type for w in weights.values()} == {TensorProto.INT8}
