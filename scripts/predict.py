@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,34 +28,42 @@ examples:
 """
 
 
-def show(predictions: Iterable[Prediction], top: int) -> Iterator[Prediction]:
-    """Print the ``top`` classes of every prediction, and pass them on."""
+def show(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Print predictions, and pass them on."""
     for p in predictions:
-        best = replace(p, classes=p.classes[:top], probabilities=p.probabilities[:top])
-        pairs = zip(best.classes, best.probabilities, strict=True)
+        pairs = zip(p.classes, p.probabilities, strict=True)
         print(f"{p.file}: " + ", ".join(f"{name} {value:.2%}" for name, value in pairs))
-        yield best
+        yield p
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict, print, write; returns the exit status."""
     from qat.errors import DataError
+    from qat.predict.batches import Batches, read_batches
+    from qat.predict.inputs import Inputs, list_files
     from qat.predict.predictor import open_model, predict
-    from qat.predict.reader import Reader, list_files
+    from qat.predict.reader import Reader
     from qat.predict.writer import write_csv, write_json
 
     files = list_files(arguments.inputs)
     model, facts = open_model(arguments.model)
     reader = Reader(model.input_shape, facts["mean"], facts["std"], arguments.crop)
-    samples = reader.read(files)
-    found = show(predict(model, facts["classes"], samples, arguments.batch), arguments.top)
+    batches = Batches(Inputs(files, reader), arguments.batch)
+    left_out: list[tuple[str, str]] = []
+
+    def predictions() -> Iterator[Prediction]:
+        for batch in read_batches(batches, arguments.workers):
+            left_out.extend(batch.left_out)
+            yield from predict(model, facts["classes"], batch, arguments.top)
+
+    found = show(predictions())
     path = arguments.json or arguments.csv
     if path is None:
         count = sum(1 for _ in found)
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
             count = (write_json if arguments.json else write_csv)(found, file)
-    for name, reason in reader.unreadable:
+    for name, reason in left_out:
         print(f"left out {name}: {reason}", file=sys.stderr)
     if count == 0:
         raise DataError("expected at least one input that can be read, got none: see above.")
@@ -65,7 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def positive(text: str) -> int:
     """Return ``text`` as a number of at least 1."""
-    if (value := int(text)) < 1:
+    if (value := natural(text)) < 1:
+        raise ValueError
+    return value
+
+
+def natural(text: str) -> int:
+    """Return ``text`` as a number of at least 0."""
+    if (value := int(text)) < 0:
         raise ValueError
     return value
 
@@ -82,6 +96,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     number: dict[str, Any] = {"metavar": "N", "type": positive}
     parser.add_argument("--top", **number, default=1, help="classes to show for each (default: 1)")
     parser.add_argument("--batch", **number, default=64, help="samples at once (default: 64)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=natural,
+        help="processes that read ahead (default: one for each core but one, none for few images)",
+    )
     parser.add_argument(
         "--crop",
         action="store_true",

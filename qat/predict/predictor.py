@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qat.errors import ExportError
 from qat.export.runtime import OnnxModel
+from qat.predict.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,12 @@ def open_model(file: Path) -> tuple[OnnxModel, dict[str, Any]]:
     return model, facts
 
 
-def predict(
-    model: OnnxModel, classes: Sequence[str], samples: Iterator[tuple[str, Tensor]], batch: int
-) -> Iterator[Prediction]:
-    """Yield the probabilities of all classes for every sample, sorted, batch after batch."""
-    while chunk := list(islice(samples, batch)):
-        logits = model(torch.stack([sample for _, sample in chunk]))
-        order = logits.argsort(dim=1, descending=True, stable=True)
-        values = logits.double().softmax(1).gather(1, order)
-        for (name, _), best, shares in zip(chunk, order.tolist(), values.tolist(), strict=True):
-            yield Prediction(name, [classes[int(i)] for i in best], shares)
+def predict(model: OnnxModel, classes: Sequence[str], batch: Batch, top: int) -> list[Prediction]:
+    """Return the ``top`` likeliest classes of every sample in a batch."""
+    if not batch.samples:
+        return []
+    logits = model(torch.stack(batch.samples))
+    order = logits.argsort(dim=1, descending=True, stable=True)[:, :top]
+    shares = logits.double().softmax(1).gather(1, order)
+    best = [[classes[int(i)] for i in row] for row in order.tolist()]
+    return list(map(Prediction, batch.names, best, shares.tolist()))

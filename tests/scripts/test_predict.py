@@ -9,7 +9,8 @@ from PIL import Image
 
 from qat.data import ArraysData, DigitsData
 from qat.export.runtime import OnnxModel
-from qat.predict.predictor import predict
+from qat.predict.batches import Batches
+from qat.predict.inputs import Inputs
 from qat.predict.reader import Reader
 
 MEAN, STD = 0.3056, 0.3765
@@ -124,7 +125,7 @@ def test_images_are_normalised_exactly_as_the_arrays_data_do(tmp_path):
     data = ArraysData(tmp_path / "a.npz", augment="none")
     expected = next(iter(data.test_dataloader()))[0]
     reader = Reader(data.input_shape, data.mean, data.std)
-    got = torch.stack([sample for _, sample in reader.read([tmp_path / "a.npz"])])
+    got = torch.stack(Batches(Inputs([tmp_path / "a.npz"], reader), 6)[0].samples)
     assert torch.equal(got, expected)
 
 
@@ -145,20 +146,6 @@ def test_table(table_run, call, tmp_path):
     shares = torch.tensor([float(row["probability"]) for row in rows]).view(49, 2)
     torch.testing.assert_close(shares, expected.softmax(1).topk(2).values)
     assert len(out.splitlines()) == 49
-
-
-def test_memory_stays_constant(table_run, tmp_path):
-    """A hundred thousand rows are read as they are asked for."""
-    array = np.lib.format.open_memmap(
-        tmp_path / "big.npy", mode="w+", dtype=np.float32, shape=(100_000, 4)
-    )
-    del array
-    reader = Reader((4,), None, None)
-    samples = reader.read([tmp_path / "big.npy", tmp_path / "missing.npy"])
-    model = OnnxModel(table_run / "model.onnx")
-    rows = predict(model, [str(i) for i in range(10)], samples, 5)
-    assert next(rows).file.endswith("[0]")
-    assert next(samples)[0].endswith("[5]")  # only one batch was taken
 
 
 def broken_files(folder, image):
@@ -245,7 +232,9 @@ def test_wrong_files(image_run, table_run, digits, refuse, tmp_path):
     assert "metadata that qat wrote" in refuse("predict", tmp_path / "foreign.onnx", images)
 
 
-@pytest.mark.parametrize("given", [["--top", "0"], ["--batch", "x"], ["--json", "a", "--csv", "b"]])
+@pytest.mark.parametrize(
+    "given", [["--top", "0"], ["--batch", "x"], ["--workers", "-1"], ["--json", "a", "--csv", "b"]]
+)
 def test_wrong_options(given, call):
     status, _, error = call("predict", "model.onnx", "a.png", *given)
     assert status == 2

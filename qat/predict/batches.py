@@ -1,0 +1,107 @@
+"""Batches of inputs, read ahead by worker processes.
+
+A batch is a range of input numbers, whatever in it can be read: so batches are the same for any
+number of workers and wherever one begins, and with them every bit of the predictions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from qat.data.loader import as_is
+from qat.errors import DataError
+from qat.predict.inputs import Inputs
+
+FEW_IMAGES = 256  # starting processes takes longer than decoding these
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with their names, and what was left out with its reason.
+
+    Attributes:
+        names: One for each sample.
+        samples: Normalised, float32, each of the model's input shape.
+        left_out: Name and reason of each input that cannot be read.
+    """
+
+    names: list[str] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names) + len(self.left_out)
+
+
+class Batches(Dataset[Batch]):
+    """The batches of all inputs, by number.
+
+    Args:
+        inputs: What they are made of, in order.
+        size: Inputs in each, less in the last.
+    """
+
+    def __init__(self, inputs: Inputs, size: int) -> None:
+        self.inputs, self.size = inputs, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.inputs) / self.size)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Read one batch."""
+        batch, first = Batch(), number * self.size
+        for i in range(first, min(first + self.size, len(self.inputs))):
+            name = self.inputs.name(i)
+            try:
+                batch.samples.append(self.inputs.read(i))
+                batch.names.append(name)
+            except DataError as error:
+                batch.left_out.append((name, str(error)))
+        return batch
+
+
+def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -> Iterator[Batch]:
+    """Yield batches in order, from number ``start`` on.
+
+    Args:
+        batches: All of them.
+        workers: Processes that read ahead; 0 reads in this one, None chooses.
+        start: Number of the first one to read.
+
+    Raises:
+        DataError: If a worker process dies.
+    """
+    wanted = choose_workers(batches.inputs.images) if workers is None else workers
+    order = range(start, len(batches))
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=order,
+        num_workers=min(wanted, len(order)),
+        collate_fn=as_is,
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not loader.num_workers:
+            raise
+        raise DataError(
+            f"expected {loader.num_workers} worker processes to read the inputs, but one failed "
+            f"({error}): give them more memory, or lower --workers or --batch."
+        ) from error
+
+
+def choose_workers(images: int) -> int:
+    """Return how many processes shall decode: a core each but for one, none for few images."""
+    if images < FEW_IMAGES:
+        return 0
+    return max(0, min((os.cpu_count() or 1) - 1, MOST_WORKERS))
