@@ -114,7 +114,7 @@ def make_schedule(config: Config) -> Schedule:
     """Build the schedule; a checkpoint replaces the float epochs, trainer.max_epochs caps the run.
 
     Raises:
-        ConfigError: If nothing is left for the quantized part.
+        ConfigError: If nothing is left for a quantized part that was asked for.
     """
     schedule: Schedule = make(config["schedule"])
     if config["ckpt"] is not None:
@@ -122,10 +122,13 @@ def make_schedule(config: Config) -> Schedule:
     total = config["trainer"]["max_epochs"]
     if total is None:
         return schedule
+    if schedule.epochs == 0:
+        return replace(schedule, float_epochs=min(total, schedule.float_epochs))
     if total <= schedule.float_epochs:
         raise ConfigError(
             f"expected trainer.max_epochs > schedule.float_epochs={schedule.float_epochs}, got "
-            f"{total}: nothing would be left to train quantized; raise one or lower the other."
+            f"{total}: nothing would be left to train quantized; raise one or lower the other, or "
+            "set schedule.epochs=0 for post-training quantization."
         )
     return replace(schedule, epochs=total - schedule.float_epochs)
 

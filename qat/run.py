@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from qat.artifact import Baseline, write_artifact
 from qat.assemble import Config, Setup, describe, make_evaluation, make_task, make_trainer, set_up
@@ -67,7 +68,7 @@ def run(cfg: DictConfig) -> Report | None:
         for line in summary(findings):
             log.warning("%s", line)
     _fit(trainer, task, setup.data, resume)
-    if (folder / LAST).is_file():  # again, with what the callbacks did when training ended
+    if "last" in config["callbacks"]:  # again, with what the callbacks did when training ended
         trainer.save_checkpoint(folder / LAST)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -98,7 +99,7 @@ def resume_path(ckpt_path: str | None, folder: Path) -> Path | None:
 def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, resume: Path | None) -> None:
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    except (RuntimeError, KeyError, EOFError) as error:
+    except (RuntimeError, KeyError, EOFError, MisconfigurationException) as error:
         if resume is None or trainer.fit_loop.epoch_loop.batch_progress.current.ready:
             raise
         raise CheckpointError(

@@ -46,6 +46,8 @@ def images(folder: Path) -> Path:
 
 
 def special(recipe: str, folder: Path) -> list[str]:
+    if recipe.endswith("_ptq"):
+        return ["schedule.epochs=0"]
     if recipe.startswith("gpt"):
         return ["data.num_train=64", "data.num_test=16"]
     if not recipe.startswith("imagenet"):

@@ -19,7 +19,8 @@ class Schedule:
 
     Args:
         float_epochs: Epochs of float training before anything is quantized.
-        epochs: Epochs of the quantized part.
+        epochs: Epochs of the quantized part; 0 for post-training quantization: every milestone
+            comes right behind the float epochs, and no quantized step is trained.
         calibrate: Observe ranges and quantize: weights, and activations unless those come later.
         activations: When activations follow; ``None`` for together with the weights.
         freeze_observers: From here scales stay as they are.
@@ -39,9 +40,9 @@ class Schedule:
     fold: float | int = 0.85
 
     def __post_init__(self) -> None:
-        if self.float_epochs < 0 or self.epochs < 1:
+        if self.float_epochs < 0 or self.epochs < 0:
             raise ConfigError(
-                "expected schedule.float_epochs >= 0 and schedule.epochs >= 1, "
+                "expected schedule.float_epochs >= 0 and schedule.epochs >= 0, "
                 f"got {self.float_epochs} and {self.epochs}."
             )
         for name in ORDER:
@@ -66,7 +67,7 @@ class Schedule:
 
     def start(self, total_steps: int) -> int:
         """Return the optimizer step at which the quantized part of ``total_steps`` starts."""
-        return round(total_steps * self.float_epochs / (self.float_epochs + self.epochs))
+        return round(total_steps * self.float_epochs / max(1, self.float_epochs + self.epochs))
 
     def step(self, name: str, total_steps: int) -> int:
         """Return the optimizer step of milestone ``name`` in a run of ``total_steps``."""

@@ -30,6 +30,12 @@ def test_without_float_epochs_everything_is_quantized():
     assert Schedule(float_epochs=0, epochs=9).start(12345) == 0
 
 
+@pytest.mark.parametrize("epochs", [0, 1, 30])
+def test_without_quantized_epochs_no_step_is_quantized(epochs):
+    schedule, total = Schedule(float_epochs=epochs, epochs=0, activations=0.1), 9 * epochs
+    assert {schedule.step(name, total) for name in ORDER} == {total}
+
+
 def test_activations_come_with_the_weights_unless_said_otherwise():
     assert Schedule(calibrate=0.25).value("activations") == 0.25
     assert Schedule(calibrate=0.25, activations=0.4).value("activations") == 0.4
@@ -49,7 +55,7 @@ def test_steps_are_in_order_for_every_length(total):
     ("values", "match"),
     [
         ({"float_epochs": -1}, "float_epochs"),
-        ({"epochs": 0}, "epochs"),
+        ({"epochs": -1}, r"schedule\.epochs >= 0.*got 0 and -1"),
         ({"calibrate": -0.1}, r"schedule\.calibrate"),
         ({"fold": 1.5}, r"schedule\.fold"),
         ({"freeze_observers": -3}, r"schedule\.freeze_observers"),

@@ -1,7 +1,7 @@
 """What happens during training: each trick of time is one callback with its state saved."""
 
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
-from qat.training.callbacks.checkpoint import QuantizedEarlyStopping
+from qat.training.callbacks.checkpoint import QuantizedCheckpoint, QuantizedEarlyStopping
 from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
 from qat.training.callbacks.distill import Distill
 from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
@@ -21,6 +21,7 @@ __all__ = [
     "Monitor",
     "PhaseProgressBar",
     "Prune",
+    "QuantizedCheckpoint",
     "QuantizedEarlyStopping",
     "SeedSteps",
     "StopOnNonFinite",

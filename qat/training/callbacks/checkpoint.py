@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from qat.training.phases import is_quantized
 from qat.training.task import QATTask
+
+
+class QuantizedCheckpoint(ModelCheckpoint):
+    """Keep the checkpoint with the best metric of the quantized model; float epochs do not count.
+
+    Takes what Lightning's ``ModelCheckpoint`` takes.
+    """
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the metric once the model is quantized."""
+        assert isinstance(pl_module, QATTask)
+        if is_quantized(pl_module.model):
+            super().on_validation_end(trainer, pl_module)
 
 
 class QuantizedEarlyStopping(EarlyStopping):

@@ -29,6 +29,11 @@ class Clock(pl.Callback):
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count what the milestones took if there is nothing to train; a resume adds nothing."""
+        if trainer.max_epochs == 0 and not self.seconds:
+            self._count(pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
         del trainer, pl_module

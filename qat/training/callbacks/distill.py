@@ -39,13 +39,15 @@ class Distill(Milestone):
         self.teacher: dict[str, Tensor] | None = None
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Copy the model as it is, before anything quantizes."""
+        """Copy the model as it is, before anything quantizes, if something will learn from it."""
         del trainer
+        if task.schedule.epochs == 0:
+            return
         self.teacher = {name: value.clone() for name, value in task.model.state_dict().items()}
         self._teach(task)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring a resumed run's teacher back."""
+        """Bring a resumed run's teacher back; where nothing is trained, nobody needs one."""
         del trainer
         assert isinstance(pl_module, QATTask)
         if self.teacher is not None:

@@ -16,8 +16,9 @@ log = logging.getLogger("qat")
 class Milestone(pl.Callback):
     """Act once, in front of the first batch at or after a step of the schedule.
 
-    Whether it has acted is in the checkpoint. What is still open when training ends (a very short
-    run, or an early stop) is done then, in the order of the callbacks.
+    Whether it has acted is in the checkpoint. What is still open when training ends (post-training
+    quantization, a very short run, or an early stop) is done then, in the order of the callbacks;
+    a run of no epochs at all ends where it starts.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Milestone(pl.Callback):
     @abstractmethod
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
         """Do it."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Act now if there is nothing to train: no other moment will come."""
+        if trainer.max_epochs == 0:
+            self.on_train_end(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

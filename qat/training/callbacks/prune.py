@@ -83,6 +83,11 @@ class Prune(pl.Callback):
             if "weight_mask" not in layer._buffers:
                 layer.register_buffer("weight_mask", torch.ones_like(layer.raw_weight))
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prune all at once if there is nothing to train."""
+        if trainer.max_epochs == 0:
+            self.on_train_end(trainer, pl_module)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
