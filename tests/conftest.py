@@ -5,8 +5,13 @@ import subprocess
 import sys
 import textwrap
 
+import absl.logging
 import pytest
 import torch
+
+# Hydra shuts all log handlers down, and absl's (tensorboard and openvino bring it) then closes the
+# stream that was sys.stderr when it was imported: here, the one that pytest captures with.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # sums in another order would not be equal bit for bit
