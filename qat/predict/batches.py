@@ -7,9 +7,11 @@ number of workers and wherever one begins, and with them every bit of the predic
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,13 +31,13 @@ class Batch:
 
     Attributes:
         names: One for each sample.
-        samples: Normalised, float32, each of the model's input shape.
+        samples: Normalised, float32, shape (N, ...); N may be 0.
         left_out: Name and reason of each input that cannot be read.
     """
 
-    names: list[str] = field(default_factory=list)
-    samples: list[Tensor] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    names: list[str]
+    samples: Tensor
+    left_out: list[tuple[str, str]]
 
     def __len__(self) -> int:
         return len(self.names) + len(self.left_out)
@@ -57,15 +59,17 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         """Read one batch."""
-        batch, first = Batch(), number * self.size
+        first = number * self.size
+        names, samples, left_out = [], [], []
         for i in range(first, min(first + self.size, len(self.inputs))):
             name = self.inputs.name(i)
             try:
-                batch.samples.append(self.inputs.read(i))
-                batch.names.append(name)
+                samples.append(self.inputs.read(i))
+                names.append(name)
             except DataError as error:
-                batch.left_out.append((name, str(error)))
-        return batch
+                left_out.append((name, str(error)))
+        # One tensor, not one for each sample: between processes each takes a file descriptor.
+        return Batch(names, torch.stack(samples) if samples else torch.empty(0), left_out)
 
 
 def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -> Iterator[Batch]:
@@ -87,6 +91,7 @@ def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -
         sampler=order,
         num_workers=min(wanted, len(order)),
         collate_fn=as_is,
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),
     )
     try:
@@ -105,3 +110,18 @@ def choose_workers(images: int) -> int:
     if images < FEW_IMAGES:
         return 0
     return max(0, min((os.cpu_count() or 1) - 1, MOST_WORKERS))
+
+
+def end_with_parent(_worker: int) -> None:
+    """Let this worker process end when its parent does, even if that is killed.
+
+    A worker of torch looks for its parent too, but then waits for somebody to read its last batch.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only workers come here"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qat.errors import ExportError
 from qat.export.runtime import OnnxModel
 from qat.predict.batches import Batch
@@ -42,9 +40,9 @@ def open_model(file: Path) -> tuple[OnnxModel, dict[str, Any]]:
 
 def predict(model: OnnxModel, classes: Sequence[str], batch: Batch, top: int) -> list[Prediction]:
     """Return the ``top`` likeliest classes of every sample in a batch."""
-    if not batch.samples:
+    if not batch.names:
         return []
-    logits = model(torch.stack(batch.samples))
+    logits = model(batch.samples)
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :top]
     shares = logits.double().softmax(1).gather(1, order)
     best = [[classes[int(i)] for i in row] for row in order.tolist()]

@@ -125,7 +125,7 @@ def test_images_are_normalised_exactly_as_the_arrays_data_do(tmp_path):
     data = ArraysData(tmp_path / "a.npz", augment="none")
     expected = next(iter(data.test_dataloader()))[0]
     reader = Reader(data.input_shape, data.mean, data.std)
-    got = torch.stack(Batches(Inputs([tmp_path / "a.npz"], reader), 6)[0].samples)
+    got = Batches(Inputs([tmp_path / "a.npz"], reader), 6)[0].samples
     assert torch.equal(got, expected)
 
 
