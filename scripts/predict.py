@@ -11,29 +11,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qat.predict.output import Output
     from qat.predict.predictor import Prediction
 
+OUTPUTS = {
+    "json": "a list of objects",
+    "jsonl": "an object a line",
+    "csv": "file, rank, class, ...",
+    "parquet": "a folder of parts of such a table",
+}
 EPILOG = """
 An .npz holds one array, or several of which one is named x or x_test. Inputs are read as they are
 needed, so memory stays constant; only what an .npz stores column by column is unpacked whole.
 
+Beside an output FILE, FILE.unreadable.csv lists what was left out, and FILE.state.json says how far
+it has come and for which model, inputs and options: --resume only goes on with the same, and ends
+with the bytes of a run that was never stopped. A new FILE is begun by either.
+
 examples:
   python scripts/predict.py runs/resnet_w4a8/TIME/model.onnx digit.png photos/ --top 3
   python scripts/predict.py model.onnx table.npy --csv predictions.csv
+  python scripts/predict.py model.onnx photos/ --jsonl predictions.jsonl --resume --workers 4
 """
-
-
-def show(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Print predictions, and pass them on."""
-    for p in predictions:
-        pairs = zip(p.classes, p.probabilities, strict=True)
-        print(f"{p.file}: " + ", ".join(f"{name} {value:.2%}" for name, value in pairs))
-        yield p
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,32 +46,55 @@ def run(arguments: argparse.Namespace) -> int:
     from qat.predict.batches import Batches, read_batches
     from qat.predict.inputs import Inputs, list_files
     from qat.predict.predictor import open_model, predict
+    from qat.predict.progress import Bar
     from qat.predict.reader import Reader
-    from qat.predict.writer import write_csv, write_json
 
     files = list_files(arguments.inputs)
     model, facts = open_model(arguments.model)
     reader = Reader(model.input_shape, facts["mean"], facts["std"], arguments.crop)
+    output = choose_output(arguments, files)
     batches = Batches(Inputs(files, reader), arguments.batch)
-    left_out: list[tuple[str, str]] = []
-
-    def predictions() -> Iterator[Prediction]:
-        for batch in read_batches(batches, arguments.workers):
-            left_out.extend(batch.left_out)
-            yield from predict(model, facts["classes"], batch, arguments.top)
-
-    found = show(predictions())
-    path = arguments.json or arguments.csv
-    if path is None:
-        count = sum(1 for _ in found)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            count = (write_json if arguments.json else write_csv)(found, file)
-    for name, reason in left_out:
+    start = output.place.batches
+    with output, Bar(len(batches.inputs), start * arguments.batch) as bar:
+        for batch in read_batches(batches, arguments.workers, start):
+            found = predict(model, facts["classes"], batch, arguments.top)
+            output.add(found, batch.left_out)
+            show(found)
+            bar.advance(len(batch))
+    for name, reason in output.left_out:
         print(f"left out {name}: {reason}", file=sys.stderr)
-    if count == 0:
+    bar.close(output.place.predicted, len(output.left_out))
+    if output.place.predicted == 0:
         raise DataError("expected at least one input that can be read, got none: see above.")
     return 0
+
+
+def show(predictions: Iterable[Prediction]) -> None:
+    """Print predictions."""
+    for p in predictions:
+        pairs = zip(p.classes, p.probabilities, strict=True)
+        print(f"{p.file}: " + ", ".join(f"{name} {value:.2%}" for name, value in pairs))
+
+
+def choose_output(arguments: argparse.Namespace, files: Sequence[Path]) -> Output:
+    """Return where the predictions go besides the screen.
+
+    Raises:
+        ConfigError: If there is nothing to resume or to replace, or it cannot be.
+    """
+    from qat.errors import ConfigError
+    from qat.predict.output import Output, open_output
+
+    again = {"resume": arguments.resume, "force": arguments.force}
+    options = {key: getattr(arguments, key) for key in ("top", "batch", "crop")}
+    for kind in OUTPUTS:
+        if path := getattr(arguments, kind):
+            return open_output(kind, path, arguments.model, files, options, **again)
+    if any(again.values()):
+        raise ConfigError(
+            "expected an output with --resume or --force, got none: add --csv, --jsonl, ..."
+        )
+    return Output()
 
 
 def positive(text: str) -> int:
@@ -108,10 +135,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="crop images at the centre instead of squeezing them, as data=folder does to evaluate",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", metavar="FILE", type=Path, help="also write a list of objects")
-    output.add_argument(
-        "--csv", metavar="FILE", type=Path, help="also write file, rank, class, ..."
-    )
+    for kind, text in OUTPUTS.items():
+        output.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"also write {text}")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an output that is there")
+    again.add_argument("--force", action="store_true", help="replace an output that is there")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)
 
@@ -121,7 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from qat.cli import guard
 
-    return guard(lambda: run(arguments), show_traceback=arguments.traceback)
+    try:
+        return guard(lambda: run(arguments), show_traceback=arguments.traceback)
+    except KeyboardInterrupt:
+        sys.stderr.write("qat: stopped; --resume goes on with the output, if one was asked for.\n")
+        return 130
 
 
 if __name__ == "__main__":
