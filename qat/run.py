@@ -100,7 +100,9 @@ def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, resume: Path | No
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     except (RuntimeError, KeyError, EOFError, MisconfigurationException) as error:
-        if resume is None or trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+        longer = isinstance(error, MisconfigurationException)  # has more epochs than this run
+        started = trainer.fit_loop.epoch_loop.batch_progress.current.ready and not longer
+        if resume is None or started:
             raise
         raise CheckpointError(
             f"expected a checkpoint of this very run, got {type(error).__name__} "

@@ -13,6 +13,12 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 ROWS, LINES = 6000, 2600
+LISTENING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 GIVEN = ("--batch", "256", "--top", "4")
 
 
@@ -26,8 +32,13 @@ def table(tmp_path_factory):
 
 
 def start(*arguments, **how):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, **how)
+    command = [sys.executable, "-c", LISTENING, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        **how,
+    )
 
 
 def stop(process, number):
