@@ -221,7 +221,8 @@ def explain(error: BaseException) -> str:
 
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or [])
+    known = (path.stem for path in (find_folder("conf") / group).glob("*.yaml"))
+    options = list(error.options or sorted(known))  # Hydra gives none for a word in a list
     near = difflib.get_close_matches(name, options, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(options)}."
     return f"expected the name of a {group or 'config'}, got '{name}': {hint}"

@@ -34,6 +34,7 @@ HYPERPARAMETERS = (
     "scheme",
     "pruning",
     "distillation",
+    "initialise",
     "model",
     "data",
     "seed",

@@ -18,7 +18,7 @@ LAYERS = [
     {"layers"},
     {"integer_layers"},
     {"graph", "models", "data", "pruning", "export", "analysis"},
-    {"reference"},
+    {"reference", "initialise"},
     {"training", "predict"},
     {"gate"},
     {"artifact"},
@@ -82,7 +82,15 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["functional/ste", "functional/affine", "quantizers/lsq", "layers", "pruning/magnitude"]
+    "name",
+    [
+        "functional/ste",
+        "functional/affine",
+        "quantizers/lsq",
+        "layers",
+        "pruning/magnitude",
+        "initialise/equalise",
+    ],
 )
 def test_published_method_names_its_source(name):
     assert "arXiv:" in (PACKAGE / f"{name}.py").read_text()

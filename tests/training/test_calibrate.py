@@ -12,6 +12,7 @@ from qat.errors import CalibrationError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, make_fake_quant, weight_quants
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
+from qat.initialise import Initialiser
 from qat.layers import QuantizedLayer
 from qat.spec import QuantSpec
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations, observe
@@ -182,6 +183,30 @@ def test_activations_come_with_the_weights_by_default(captured):
     assert (twin.done, twin.scores) == (True, calibrate.scores)
     assert twin.float_val_accuracy == calibrate.float_val_accuracy
     assert list(twin.scores) == ["float", "post_training"]
+
+
+class Look(Initialiser):
+    """Note what quantizes, and how many batches it is shown."""
+
+    def __init__(self, reads_grids, num_batches):
+        super().__init__(num_batches)
+        self.reads_grids = reads_grids
+        self.seen: list[Any] = []
+
+    def __call__(self, model, batches):
+        kinds = (weight_quants(model), activation_quants(model))
+        self.seen.append((*[all(f.active for f in kind) for kind in kinds], len(batches)))
+        return "looked"
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_initialisers_act_once_around_the_calibration_of_weights(epochs, captured):
+    looks = {"floats": Look(False, 2), "grids": Look(True, 3)}
+    calibrate = Calibrate(1, looks)
+    fit(captured, Schedule(float_epochs=0, epochs=epochs), [calibrate])
+    assert looks["floats"].seen == [(False, False, 2)]
+    assert looks["grids"].seen == [(True, False, 3)]
+    assert calibrate.done
 
 
 class Score(pl.Callback):

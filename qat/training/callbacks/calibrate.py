@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from qat.errors import CalibrationError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
+from qat.graph.captured import Captured
+from qat.initialise import Initialiser, check_order
 from qat.training.callbacks.milestone import Milestone
 from qat.training.evaluate import Score, evaluate
 from qat.training.task import QATTask
@@ -64,13 +66,21 @@ class Calibrate(Milestone):
 
     Args:
         num_batches: Training batches, under evaluation transforms, to observe activations on.
+        initialise: What prepares weights and biases, by name, in order.
+
+    Raises:
+        ConfigError: If an initialiser stands behind one that needs it done.
     """
 
     name = "calibrate"
 
-    def __init__(self, num_batches: int = 8) -> None:
+    def __init__(
+        self, num_batches: int = 8, initialise: Mapping[str, Initialiser] | None = None
+    ) -> None:
         super().__init__()
         self.num_batches = num_batches
+        self.initialisers = dict(initialise or {})
+        check_order(self.initialisers)
         self.float_val_accuracy: float | None = None
         self.scores: dict[str, Score] = {}
         """On the test set, of ``float`` and ``post_training``: calibrated, not yet trained."""
@@ -108,14 +118,27 @@ class Calibrate(Milestone):
             log.info("%s accuracy: %.2f %%, perplexity: %.3f", *shown)
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Measure, observe, quantize, measure; activations too unless they come later."""
+        """Measure, initialise, observe, quantize, measure; activations may come later."""
         self._measure_once(trainer, task)
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._initialise(trainer, task, reads_grids=False)
         observe(task.model, weight_quants(task.model), data.calibration_batches(1))
+        self._initialise(trainer, task, reads_grids=True)
         if task.schedule.activations is None:
             batches = data.calibration_batches(self.num_batches)
             observe(task.model, activation_quants(task.model), batches)
             self.measure("post_training", trainer, task)
+
+    def _initialise(self, trainer: pl.Trainer, task: QATTask, *, reads_grids: bool) -> None:
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        model, device = task.model, task.device
+        for initialiser in self.initialisers.values():
+            if initialiser.reads_grids is reads_grids:
+                assert isinstance(model, Captured)
+                batches = data.calibration_batches(initialiser.num_batches)
+                done = initialiser(model, [batch.to(device) for batch in batches])
+                if trainer.is_global_zero:
+                    log.info("%s", done)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has acted, the float accuracies (test, validation), and the scores."""
