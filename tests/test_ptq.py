@@ -88,6 +88,7 @@ def test_the_checkpoint_is_the_finished_run(twice):
     assert set(checkpoint.seconds) == {"fold"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float_epochs", [0, 1])
 def test_resuming_repeats_the_artifact(float_epochs, tmp_path):
     options = [*TABLE, f"schedule.float_epochs={float_epochs}"]
@@ -100,6 +101,7 @@ def test_resuming_repeats_the_artifact(float_epochs, tmp_path):
     assert reported(tmp_path)["seconds"]["fold"] == seconds["fold"]
 
 
+@pytest.mark.slow
 def test_float_epochs_are_those_of_the_same_run_without_quantization(tmp_path):
     steps = len(DigitsData(batch_size=128).train_dataloader())
     options = ["recipe=resnet_w4a8", "schedule.float_epochs=1", "schedule.epochs=0", *QUIET]
@@ -113,6 +115,7 @@ def test_float_epochs_are_those_of_the_same_run_without_quantization(tmp_path):
     assert distill == {"done": True, "teacher": None}  # nobody learns from it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,6 +133,7 @@ def test_options(options, tmp_path):
     assert {"float", "post_training"} <= report.accuracy.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["8da4w", "int4", "w8a8"])
 def test_schemes_of_language_models(scheme, tmp_path):
     small = ["data.num_train=64", "data.num_test=16", "data.context=16", "data.batch_size=8"]

@@ -13,7 +13,7 @@ from tests.export.conftest import export
 from tests.export.test_onnx import integer_weights, optimised_ops
 from tests.helpers import make_scheme, smooth_images
 
-SCHEMES = [(8, 8), (4, 8), (4, 4)]
+SCHEMES = [(8, 8), *(pytest.param(b, marks=pytest.mark.slow) for b in ((4, 8), (4, 4)))]
 CONVOLUTIONS = {"resnet18": 20, "mobilenet_v2": 52}
 """All of them: none stays float."""
 

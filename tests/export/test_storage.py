@@ -112,7 +112,7 @@ def check_weights(converted, path, x):
     return len(layers)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [4, *(pytest.param(b, marks=pytest.mark.slow) for b in (2, 3))])
 def test_weights_are_those_of_the_converted_model_bit_for_bit(bits, tmp_path):
     torch.manual_seed(0)
     rules = {str(i): Rule(f"parts.{i}.*", form) for i, form in enumerate(FORMATS)}

@@ -58,6 +58,7 @@ def contents(path):
     return {f.name.removeprefix(path.stem): f.read_bytes() for f in files if f.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"), [("csv", 0), ("json", 0), ("jsonl", 2), ("parquet", 2)]
 )

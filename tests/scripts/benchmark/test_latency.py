@@ -70,6 +70,7 @@ def test_a_run_with_its_float_model_and_static_quantization(runtime, table_run, 
     assert "1 of" in out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_files_alone_are_compared_with_the_first_or_with_one_that_is_named(
     table_run, float_file, measure, tmp_path
 ):
@@ -85,6 +86,7 @@ def test_files_alone_are_compared_with_the_first_or_with_one_that_is_named(
     ]
 
 
+@pytest.mark.slow
 def test_runs_of_one_architecture_share_its_float_file(table_run, tmp_path):
     other = shutil.copytree(table_run, tmp_path / "other")
     (tmp_path / "made").mkdir()
@@ -102,6 +104,7 @@ def test_runs_of_one_architecture_share_its_float_file(table_run, tmp_path):
     torch.testing.assert_close(OnnxModel(found[0].path)(x), model(x))
 
 
+@pytest.mark.slow
 def test_static_file_is_quantized(make_file, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten())
     path = make_file(model, torch.randn(2, 3, 8, 8))
@@ -134,6 +137,7 @@ def test_files_take_turns_after_warming_up(load_script):
     assert times == {(w, batch): [[2.0], [2.0]] for w in workers for batch in (1, 8)}
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file(make_file):
     subject = import_module("subject").read_subject
     worker = import_module("worker").Worker
@@ -182,12 +186,14 @@ def test_wrong_options(refuse, call, float_file, table_run, tmp_path, monkeypatc
         assert call(SCRIPT, float_file, *wrong)[0] == 2
 
 
+@pytest.mark.slow
 def test_run_without_what_its_float_model_needs(table_run, refuse, tmp_path):
     folder = shutil.copytree(table_run, tmp_path / "run")
     (folder / "config.yaml").write_text("data: 1\nseed: 1\n")
     assert "--float FILE.onnx" in refuse(SCRIPT, folder)
 
 
+@pytest.mark.slow
 def test_plot(measure, float_file, tmp_path, refuse):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     measure(float_file, "--plot", tmp_path / "a.png")
