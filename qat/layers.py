@@ -125,6 +125,14 @@ class QuantizedLayer(nn.Module):
         return weight if mask is None else weight * mask
 
     @property
+    def grid_gain(self) -> Tensor:
+        """What the raw weight is multiplied by in front of its grid; never 0; broadcasts."""
+        gain = self._channel_gain()
+        if self.links.batch_norm_mode == "late":
+            return torch.ones_like(gain)
+        return torch.where(gain.abs() < MIN_SCALE, torch.full_like(gain, MIN_SCALE), gain)
+
+    @property
     def spec(self) -> QuantSpec:
         """The weight's number format."""
         return self.weight_quant.spec
@@ -138,8 +146,7 @@ class QuantizedLayer(nn.Module):
         weight, norm = self.raw_weight, self.links.batch_norm
         if norm is None or self.links.batch_norm_mode == "late":
             return self.weight_quant(weight)
-        gain = self._channel_gain()
-        gain = torch.where(gain.abs() < MIN_SCALE, torch.full_like(gain, MIN_SCALE), gain)
+        gain = self.grid_gain
         snapped = self.weight_quant(weight * gain)
         return snapped / gain if self.weight_quant.active else weight
 

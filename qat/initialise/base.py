@@ -25,17 +25,21 @@ class Initialiser(ABC):
 
     reads_grids = False
     """Whether it acts behind the calibration of weights, on their grids, or in front of it."""
+    reads_codes = False
+    """Whether it measures what the codes of weights do, and so wants them to be final."""
 
     def __init__(self, num_batches: int = 1) -> None:
         self.num_batches = num_batches
 
     @abstractmethod
-    def __call__(self, model: Captured, batches: Sequence[Tensor]) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
         """Do it in place.
 
         Args:
             model: A prepared model; activations pass, weights are quantized if ``reads_grids``.
             batches: Inputs ``(N, ...)``.
+            reference: What ``model`` should compute: itself, or if ``reads_grids`` a copy from
+                before its weights were quantized, all in float.
 
         Returns:
             What was done, for people to read.
@@ -49,10 +53,11 @@ def check_order(initialisers: Mapping[str, Initialiser]) -> None:
         initialisers: By the name that users know, in the order that they gave.
 
     Raises:
-        ConfigError: If one that needs grids stands in front of one that comes before them.
+        ConfigError: If one that needs grids stands in front of one that comes before them, or one
+            that needs codes in front of one that chooses them.
     """
     for (first, a), (second, b) in pairwise(initialisers.items()):
-        if a.reads_grids and not b.reads_grids:
+        if (a.reads_grids, a.reads_codes) > (b.reads_grids, b.reads_codes):
             raise ConfigError(
                 f"expected {second} in front of {first} in initialise, as it changes the weights "
                 f"that {first} finds on their grids, got {first} first: swap them."

@@ -57,14 +57,15 @@ class Pair(NamedTuple):
 class Equalise(Initialiser):
     """Equalise all pairs of a model, again and again until no range moves; no data are needed."""
 
-    def __call__(self, model: Captured, batches: Sequence[Tensor]) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
         """Scale weights, biases and batch-norms in place; the float function stays the same.
 
         Args:
             model: A prepared model whose weights are not quantized yet.
             batches: Not looked at.
+            reference: Not looked at.
         """
-        del batches
+        del batches, reference
         pairs = find_pairs(model)
         for _ in range(MAX_SWEEPS):
             if max((equalise_pair(model, pair) for pair in pairs), default=0.0) < CONVERGED:

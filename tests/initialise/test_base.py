@@ -11,7 +11,7 @@ from qat.initialise import Equalise, Initialiser, check_order
 class Grids(Initialiser):
     reads_grids = True
 
-    def __call__(self, model, batches):
+    def __call__(self, model, batches, reference):
         return ""
 
 

@@ -73,7 +73,7 @@ def test_ranges_are_equal_and_the_function_is_the_same(case):
     captured, _ = prepare(model, make_scheme(), x[:2])
     captured.eval()
     before = captured(x)
-    done = Equalise()(captured, [])
+    done = Equalise()(captured, [], captured)
     assert done == f"equalised 1 pairs of layers: {first} > {second}"
     a, b = captured.get_submodule(first), captured.get_submodule(second)
     assert isinstance(a, QuantizedLayer)
@@ -133,7 +133,7 @@ def test_what_is_left_alone():
     captured, _ = prepare(Branches(), make_scheme(), torch.randn(2, 3, 4, 4))
     assert find_pairs(captured) == []
     before = {k: v.clone() for k, v in captured.state_dict().items()}
-    assert Equalise()(captured, []) == "equalised 0 pairs of layers"
+    assert Equalise()(captured, [], captured) == "equalised 0 pairs of layers"
     assert all(torch.equal(v, before[k]) for k, v in captured.state_dict().items())
 
 
@@ -150,7 +150,7 @@ def test_a_chain_converges():
     model = spread(nn.Sequential(*[m for _ in range(4) for m in (nn.Conv2d(3, 3, 1), nn.ReLU())]))
     captured, _ = prepare(model, make_scheme(), x[:2])
     before = captured.eval()(x)
-    Equalise()(captured, [])
+    Equalise()(captured, [], captured)
     for pair in find_pairs(captured):
         assert equalise_pair(captured, pair) < 1e-3
     assert len(find_pairs(captured)) == 3
@@ -162,7 +162,7 @@ def error(model, x, initialise):
     captured, _ = prepare(model, make_scheme(8, 16, weight={"axis": None}), x[:2])
     expected = captured.eval()(x)
     if initialise:
-        Equalise()(captured, [])
+        Equalise()(captured, [], captured)
     calibrate(captured, x)
     return ((captured(x) - expected).abs().max() / expected.abs().max()).item()
 

@@ -193,7 +193,7 @@ class Look(Initialiser):
         self.reads_grids = reads_grids
         self.seen: list[Any] = []
 
-    def __call__(self, model, batches):
+    def __call__(self, model, batches, reference):
         kinds = (weight_quants(model), activation_quants(model))
         self.seen.append((*[all(f.active for f in kind) for kind in kinds], len(batches)))
         return "looked"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytorch_lightning as pl
@@ -121,22 +122,27 @@ class Calibrate(Milestone):
         """Measure, initialise, observe, quantize, measure; activations may come later."""
         self._measure_once(trainer, task)
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._initialise(trainer, task, reads_grids=False)
+        self._initialise(trainer, task, task.model, reads_grids=False)
+        reads_grids = any(i.reads_grids for i in self.initialisers.values())
+        reference = deepcopy(task.model) if reads_grids else task.model
         observe(task.model, weight_quants(task.model), data.calibration_batches(1))
-        self._initialise(trainer, task, reads_grids=True)
+        self._initialise(trainer, task, reference, reads_grids=True)
         if task.schedule.activations is None:
             batches = data.calibration_batches(self.num_batches)
             observe(task.model, activation_quants(task.model), batches)
             self.measure("post_training", trainer, task)
 
-    def _initialise(self, trainer: pl.Trainer, task: QATTask, *, reads_grids: bool) -> None:
+    def _initialise(
+        self, trainer: pl.Trainer, task: QATTask, reference: nn.Module, *, reads_grids: bool
+    ) -> None:
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         model, device = task.model, task.device
         for initialiser in self.initialisers.values():
             if initialiser.reads_grids is reads_grids:
                 assert isinstance(model, Captured)
+                assert isinstance(reference, Captured)
                 batches = data.calibration_batches(initialiser.num_batches)
-                done = initialiser(model, [batch.to(device) for batch in batches])
+                done = initialiser(model, [batch.to(device) for batch in batches], reference)
                 if trainer.is_global_zero:
                     log.info("%s", done)
 
