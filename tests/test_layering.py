@@ -90,6 +90,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "layers",
         "pruning/magnitude",
         "initialise/equalise",
+        "initialise/bias_correction",
     ],
 )
 def test_published_method_names_its_source(name):

@@ -35,7 +35,7 @@ def test_words(words, kinds):
     ("words", "match"),
     [
         ("equalize", "got 'equalize': did you mean equalise"),
-        ("[equalise,xyz]", "got 'xyz': choose one of equalise, none"),
+        ("[equalise,xyz]", "got 'xyz': choose one of bias_correction, equalise, none"),
     ],
 )
 def test_wrong_words(words, match):
