@@ -89,7 +89,9 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "quantizers/lsq",
         "layers",
         "pruning/magnitude",
+        "functional/rounding",
         "initialise/equalise",
+        "initialise/adaround",
         "initialise/bias_correction",
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from qat.assemble import make
 from qat.compose import compose_plain
 from qat.errors import ConfigError
-from qat.initialise import Equalise, Initialiser, check_order
+from qat.initialise import AdaRound, BiasCorrection, Equalise, Initialiser, check_order
 
 
 class Grids(Initialiser):
@@ -20,11 +20,20 @@ def test_order():
     check_order({"equalise": Equalise(), "grids": Grids()})
     with pytest.raises(ConfigError, match=r"expected equalise in front of grids .* swap them"):
         check_order({"grids": Grids(), "equalise": Equalise()})
+    words = {"equalise": Equalise(), "adaround": AdaRound(), "bias_correction": BiasCorrection()}
+    check_order(words)
+    with pytest.raises(ConfigError, match=r"expected adaround in front of bias_correction"):
+        check_order({k: words[k] for k in ("bias_correction", "adaround")})
 
 
 @pytest.mark.parametrize(
     ("words", "kinds"),
-    [("none", []), ("equalise", [Equalise]), ("[equalise]", [Equalise])],
+    [
+        ("none", []),
+        ("equalise", [Equalise]),
+        ("[equalise]", [Equalise]),
+        ("[equalise,adaround,bias_correction]", [Equalise, AdaRound, BiasCorrection]),
+    ],
 )
 def test_words(words, kinds):
     config = compose_plain([f"initialise={words}"])["callbacks"]["calibrate"]
@@ -35,7 +44,7 @@ def test_words(words, kinds):
     ("words", "match"),
     [
         ("equalize", "got 'equalize': did you mean equalise"),
-        ("[equalise,xyz]", "got 'xyz': choose one of bias_correction, equalise, none"),
+        ("[equalise,xyz]", "got 'xyz': choose one of adaround, bias_correction, equalise, none"),
     ],
 )
 def test_wrong_words(words, match):
