@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from qat.batch_norm import channel_affine, channel_gain, channel_shift
 from qat.fake_quant import FakeQuant
-from qat.functional.codes import dequantize_codes, quantize_codes
+from qat.functional.codes import dequantize_codes, quantize_codes, quantize_dynamic
 from qat.functional.dynamic import token_scale
 from qat.layers import IntegerParameters, QuantizedLayer, restore_layer
+from qat.quantizers import DynamicTensor
 from qat.spec import QuantSpec
 from qat.subclass import reduce_subclass, specialise
 
@@ -34,23 +35,24 @@ class ActivationCodec(nn.Module):
     fast kernels for unsigned activations.
 
     Args:
-        fake_quant: The trained fake-quant.
+        site: The site's name.
+        spec: The number format.
+        scale: Grid spacing, real units, shape ``()``.
+        zero_point: Code of 0 in ``spec``.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, fake_quant: FakeQuant) -> None:
+    def __init__(self, site: str, spec: QuantSpec, scale: Tensor, zero_point: int) -> None:
         super().__init__()
-        spec, quantizer = fake_quant.spec, fake_quant.quantizer
         storage = storage_type(spec, signed=False)
         offset = 2 ** (8 * storage.itemsize - 1) if spec.signed else 0
-        zero_point = int(quantizer.zero_point.item()) + offset
-        self.site = fake_quant.site
+        self.site = site
         self.spec = spec
         self.qmin, self.qmax = spec.qmin + offset, spec.qmax + offset
-        self.register_buffer("scale", quantizer.scale.detach().clone())
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=storage))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.tensor(zero_point + offset, dtype=storage))
 
     def clip(self, low: float, high: float | None) -> None:
         """Take over a clipping of real values to ``low..high`` in front of this quantize."""
@@ -74,18 +76,38 @@ class DynamicCodec(nn.Module):
     ONNX has no operator for that, so it is plain arithmetic; the codes stay inside.
 
     Args:
-        fake_quant: The trained fake-quant.
+        site: The site's name.
+        spec: The number format: symmetric.
     """
 
-    def __init__(self, fake_quant: FakeQuant) -> None:
+    def __init__(self, site: str, spec: QuantSpec) -> None:
         super().__init__()
-        self.site = fake_quant.site
-        self.spec = fake_quant.spec
+        self.site = site
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
         """Snap real values ``x`` to the grid of each token; shape of ``x``."""
         scale = token_scale(x, self.spec.qmax)
         return (x / scale).round().clamp(self.spec.qmin, self.spec.qmax) * scale
+
+
+class DynamicTensorCodec(nn.Module):
+    """Quantize and dequantize a whole tensor on the grid that it brings.
+
+    Args:
+        site: The site's name.
+        spec: The number format: 8 bits, unsigned, affine.
+    """
+
+    def __init__(self, site: str, spec: QuantSpec) -> None:
+        super().__init__()
+        self.site = site
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
+        codes, scale, zero_point = quantize_dynamic(x)
+        return dequantize_codes(codes, scale, zero_point, 0, 0)
 
 
 class ChannelAffine(nn.Module):
@@ -108,10 +130,15 @@ class ChannelAffine(nn.Module):
         return channel_affine(x, self.gain, self.shift)
 
 
-def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec:
+def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec | DynamicTensorCodec:
     """Return what a converted model has in place of an activation's fake-quant."""
-    kind = DynamicCodec if fake_quant.quantizer.is_dynamic else ActivationCodec
-    return kind(fake_quant)
+    site, spec, quantizer = fake_quant.site, fake_quant.spec, fake_quant.quantizer
+    if isinstance(quantizer, DynamicTensor):
+        return DynamicTensorCodec(site, spec)
+    if quantizer.is_dynamic:
+        return DynamicCodec(site, spec)
+    scale, zero_point = quantizer.scale.detach().clone(), int(quantizer.zero_point.item())
+    return ActivationCodec(site, spec, scale, zero_point)
 
 
 class IntegerLayer(nn.Module):
@@ -195,4 +222,4 @@ def convert_layer(layer: QuantizedLayer) -> None:
     for name, value in buffers.items():
         layer.register_buffer(name, value)
     if links.inner and links.input_quant is not None:
-        layer.add_module("input_codec", ActivationCodec(links.input_quant))
+        layer.add_module("input_codec", make_codec(links.input_quant))

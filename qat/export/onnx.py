@@ -24,6 +24,7 @@ from onnxscript import ir, opset21
 from torch import Tensor, fx
 
 from qat.errors import ExportError
+from qat.export.dynamic import suit_dynamic_kernels
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
 from qat.export.workarounds import respect_limits
@@ -50,6 +51,10 @@ def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
         return op.QuantizeLinear(op.Clip(x, low, high), scale, zero_point)
     low, high = (op.Constant(value=ir.tensor(v, dtype=kind)) for v in (qmin, qmax))
     return op.Clip(op.QuantizeLinear(x, scale, zero_point), low, high)
+
+
+def _quantize_dynamic(x: Any) -> Any:
+    return op.DynamicQuantizeLinear(x)
 
 
 def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int, block: int) -> Any:
@@ -111,6 +116,7 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
     batch = torch.export.Dim("batch")
     table: dict[Any, Any] = {
         torch.ops.qat.quantize.default: _quantize,
+        torch.ops.qat.quantize_dynamic.default: _quantize_dynamic,
         torch.ops.qat.dequantize.default: _dequantize,
         torch.ops.aten.mean.dim: _mean,
     }
@@ -135,6 +141,7 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
             ) from error
     assert program is not None
     graph = program.model.graph
+    suit_dynamic_kernels(graph)
     if storage == "size":
         store_in_four_bits(graph, model)
     _simplify(program.model)
@@ -173,7 +180,7 @@ def _quiet() -> Iterator[None]:
 def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:
     """Name the codes after their sites; the file keeps the order in which the codecs ran."""
     sites = call_order(model)
-    quantizes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    quantizes = [n for n in proto.graph.node if n.op_type.endswith("QuantizeLinear")]
     if len(quantizes) != len(sites):
         raise ExportError(
             f"expected a QuantizeLinear in the file for each of the {len(sites)} quantizes of the "

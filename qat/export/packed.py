@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qat.errors import ExportError
-from qat.integer_layers import ActivationCodec, DynamicCodec, IntegerLayer
+from qat.integer_layers import ActivationCodec, DynamicCodec, DynamicTensorCodec, IntegerLayer
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -82,7 +82,7 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a file by name, and what its header says of their formats."""
     tensors: dict[str, Tensor] = {}
     weights: dict[str, dict[str, Any]] = {}
-    activations: dict[str, dict[str, int]] = {}
+    activations: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, IntegerLayer):
             weights[name] = _add_layer(tensors, name, module)
@@ -91,9 +91,10 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors[f"{module.site}.zero_point"] = module.zero_point.to(torch.int32)
             form = {"bits": module.spec.bits, "qmin": module.qmin, "qmax": module.qmax}
             activations.setdefault(module.site, form)  # a clipped one of the same site comes later
-        elif isinstance(module, DynamicCodec):
+        elif isinstance(module, DynamicCodec | DynamicTensorCodec):
             form = {"bits": module.spec.bits, "qmin": module.spec.qmin, "qmax": module.spec.qmax}
-            activations[module.site] = {**form, "dynamic": True}
+            shares = "token" if isinstance(module, DynamicCodec) else "tensor"
+            activations[module.site] = {**form, "dynamic": shares}
     handled = {m for m in model.modules() if isinstance(m, IntegerLayer | ActivationCodec)}
     for name, value in model.state_dict().items():
         owner = model.get_submodule(name.rpartition(".")[0])

@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from qat.errors import ExportError
 from qat.export.onnx_file import find_file
-from qat.integer_layers import ActivationCodec
+from qat.integer_layers import ActivationCodec, DynamicTensorCodec
 
 SUFFIX = ":codes"
+_CODECS = (ActivationCodec, DynamicTensorCodec)
 
 
 def call_order(model: fx.GraphModule) -> list[str]:
@@ -72,7 +73,7 @@ def _calls(model: fx.GraphModule) -> dict[fx.Node, list[str]]:
     for node in model.graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
         calls[node] = []
-        for codec in (m for m in module.modules() if isinstance(m, ActivationCodec)):
+        for codec in (m for m in module.modules() if isinstance(m, _CODECS)):
             count[codec.site] = repeat = count.get(codec.site, 0) + 1
             calls[node].append(codec.site if repeat == 1 else f"{codec.site}#{repeat}")
     return calls

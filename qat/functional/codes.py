@@ -1,13 +1,15 @@
 """Quantize and dequantize as operators with real integer tensors, for converted models.
 
-They are registered with torch (``qat::quantize``, ``qat::dequantize``), so that an exporter sees
-one node where a runtime has one operator, and running them computes exactly what that node does.
+They are registered with torch (``qat::quantize`` and others), so that an exporter sees one node
+where a runtime has one operator, and running them computes exactly what that node does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from qat.functional.dynamic import tensor_grid
 
 
 @torch.library.custom_op("qat::quantize", mutates_args=())
@@ -29,6 +31,27 @@ def quantize_codes(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax
 def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     del scale, qmin, qmax
     return torch.empty_like(x, dtype=zero_point.dtype)
+
+
+@torch.library.custom_op("qat::quantize_dynamic", mutates_args=())
+def quantize_dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uint8 codes of real values ``x``, and the scale and zero point that it brings.
+
+    Args:
+        x: Real values. Shape ``(...)``.
+
+    Returns:
+        Codes, shape of ``x``; the scale, real units, float32 ``()``; the code of 0, uint8 ``()``.
+    """
+    scale, offset = tensor_grid(x, 255)
+    zero_point = offset.to(torch.uint8)
+    return quantize_codes(x, scale, zero_point, 0, 255), scale, zero_point
+
+
+@quantize_dynamic.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = x.new_empty((), dtype=torch.float32)
+    return torch.empty_like(x, dtype=torch.uint8), scale, scale.to(torch.uint8)
 
 
 @torch.library.custom_op("qat::dequantize", mutates_args=())

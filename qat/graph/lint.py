@@ -130,6 +130,7 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
         yield Finding(
             _severity(target), name, _no_kernel("unsigned weights", target, "signed=true")
         )
+    yield from _dynamic(site, plan, target)
     if _saturates(site, plan, target):
         yield Finding(
             "warning",
@@ -140,6 +141,17 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
         )
 
 
+def _dynamic(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
+    """Check what reads a grid that comes with the values; only matrices have kernels for one."""
+    quantizer = plan.activations[site.source].format.quantizer if site.source else ""
+    if target.bits is None or not quantizer.startswith("dynamic"):
+        return
+    if quantizer == "dynamic" or site.op != "linear":
+        kind = "a scale for each token" if quantizer == "dynamic" else f"{site.op} of dynamic codes"
+        remedy = "quantizer=dynamic_tensor in front of linear layers, lsq or uniform elsewhere"
+        yield Finding("warning", f"{site.layer}.weight", _no_kernel(kind, target, remedy))
+
+
 def _width(name: str, what: str, spec: QuantSpec, target: Target) -> Iterator[Finding]:
     if target.bits is None or spec.bits == target.bits:
         return
@@ -148,6 +160,8 @@ def _width(name: str, what: str, spec: QuantSpec, target: Target) -> Iterator[Fi
         yield Finding(_severity(target), name, _no_kernel(kind, target, f"bits={target.bits}"))
         return
     packed = "; model.safetensors is packed" if what == "weights" else ""
+    if what == "weights" and spec.bits <= 4:
+        packed += ", and so is model.onnx with export.storage=size"
     yield Finding(
         "warning",
         name,

@@ -2,13 +2,15 @@
 
 from qat.quantizers.base import Quantizer
 from qat.quantizers.dynamic import Dynamic
+from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic": Dynamic,
+    "dynamic_tensor": DynamicTensor,
     "lsq": LSQ,
     "uniform": Uniform,
 }
 
-__all__ = ["LSQ", "QUANTIZERS", "Dynamic", "Quantizer", "Uniform"]
+__all__ = ["LSQ", "QUANTIZERS", "Dynamic", "DynamicTensor", "Quantizer", "Uniform"]

@@ -34,17 +34,32 @@ class Dynamic(Quantizer):
     """
 
     is_dynamic = True
+    word, needs = "dynamic", "symmetric and not power_of_two"
+    """Its name and its formats in messages."""
     observed_scale: Tensor
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        if not has_batch or not spec.symmetric or spec.power_of_two:
+        if not has_batch or not self.fits(spec):
             raise SpecError(
-                "expected the quantizer 'dynamic' on activations that are symmetric and not "
-                f"power_of_two, got {'an activation' if has_batch else 'a weight'} in {spec}: "
+                f"expected the quantizer '{self.word}' on activations that are {self.needs}, "
+                f"got {'an activation' if has_batch else 'a weight'} in {spec}: "
                 "correct the format, or choose another quantizer."
             )
         self.register_buffer("observed_scale", torch.ones(scale_shape))
+
+    @staticmethod
+    def fits(spec: QuantSpec) -> bool:
+        """Whether the quantizer has the format ``spec``."""
+        return spec.symmetric and not spec.power_of_two
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale, real units, and zero point that ``x`` brings; both broadcast to it.
+
+        Args:
+            x: Real values, float32. Shape ``(..., C)``.
+        """
+        return token_scale(x, self.spec.qmax), self.zero_point
 
     @property
     def scale(self) -> Tensor:
@@ -64,12 +79,12 @@ class Dynamic(Quantizer):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer codes of real values ``x`` as float32, shape of ``x``."""
-        scale = token_scale(x.float(), self.spec.qmax)
-        return quantize(x, scale, self.zero_point, self.spec.qmin, self.spec.qmax)
+        return quantize(x, *self.grid(x.float()), self.spec.qmin, self.spec.qmax)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
         values = x.detach().float()
-        scale = token_scale(values, self.spec.qmax)
-        snapped = dequantize(self.codes(values), scale, self.zero_point)
+        scale, zero_point = self.grid(values)
+        codes = quantize(values, scale, zero_point, self.spec.qmin, self.spec.qmax)
+        snapped = dequantize(codes, scale, zero_point)
         return replace_value(snapped if self.spec.bits > 8 else snapped.to(x.dtype), x)

@@ -17,8 +17,8 @@ from qat.batch_norm import StagedBatchNorm, channel_gain, channel_shift
 from qat.integer_layers import ActivationCodec, ChannelAffine
 from qat.reference.fixed_point import fixed_point_codes
 from qat.reference.functions import TABLE_BITS, Lookup, Shares
-from qat.reference.run import IntegerRun
-from qat.reference.values import Accumulator, Affine, Codes, Pending
+from qat.reference.run import IntegerRun, Quantize
+from qat.reference.values import Accumulator, Affine, BroughtGrid, Codes, Pending
 
 _POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _WHOLE = 1e-6  # sums of windows with fewer elements are off by a fraction of their number
@@ -32,6 +32,8 @@ class ChipRun(IntegerRun):
 
     def _on_integers(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         result = super()._on_integers(n, args, kwargs)
+        if isinstance(self._module(n), Quantize) and _brings_grid(result):
+            self.float_ops[n.name] = "quantize_dynamic"  # its scale is a division
         if result is None and args and isinstance(args[0], Codes):
             return self._on_codes(n, args, kwargs)
         return result
@@ -62,6 +64,10 @@ class ChipRun(IntegerRun):
 
     def _round(self, x: Pending, grid: ActivationCodec) -> Tensor:
         return fixed_point_codes(x, grid)
+
+
+def _brings_grid(value: Any) -> bool:
+    return isinstance(value, Codes) and isinstance(value.grid, BroughtGrid)
 
 
 def _affine(x: Codes, gain: Tensor, shift: Tensor) -> Affine:

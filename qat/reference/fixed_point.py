@@ -70,8 +70,11 @@ def requantize(terms: Sequence[Term], scale: Tensor, bits: int = 31) -> Tensor:
 def terms(x: Pending) -> tuple[list[Term], int]:
     """Return a result as integers and units, and the width of the multipliers that it allows."""
     match x:
-        case Accumulator():
+        case Accumulator(shift=None):
             return [(x.sums, x.scale / x.count)], 31 if x.bits == 32 else 15
+        case Accumulator(shift=Tensor() as shift):
+            one = torch.ones((), dtype=torch.float64, device=shift.device)
+            return [(x.sums, x.scale / x.count), (one, shift)], 31 if x.bits == 32 else 15
         case Sum():
             return [(x.a.steps, x.a.grid.scale), (x.b.steps, x.b.grid.scale)], 31
         case Product():

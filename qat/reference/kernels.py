@@ -11,7 +11,7 @@ from torch import Tensor
 from qat.functional.affine import expand, quantize_bias
 from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer, channel_axis
-from qat.reference.values import Accumulator, Codes, Pending, Product, Sum
+from qat.reference.values import Accumulator, BroughtGrid, Codes, Pending, Product, Sum
 from qat.spec import QuantSpec
 from qat.subclass import original_class, plain_twin
 
@@ -31,10 +31,16 @@ def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
 
 
 def accumulate(layer: Any, x: Codes) -> Accumulator:
-    """Multiply codes by a layer's codes and add its bias, exactly."""
+    """Multiply codes by a layer's codes and add its bias, exactly.
+
+    A grid that a tensor brings has no bias on it: that one is added in float, as runtimes do.
+    """
     parts = layer.integers()
     scale, bias = x.grid.scale * _per_channel(parts.weight_scale), parts.bias
-    if bias is not None and parts.bias_scale is None:  # called with several scales
+    shift = bias if isinstance(x.grid, BroughtGrid) else None
+    if shift is not None:
+        bias = None
+    elif bias is not None and parts.bias_scale is None:  # called with several scales
         bias = quantize_bias(bias, scale)
     axis = channel_axis(layer)
     weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
@@ -48,7 +54,7 @@ def accumulate(layer: Any, x: Codes) -> Accumulator:
     sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
     if scale.numel() > 1:
         scale = scale.view(-1, *[1] * (weight.ndim - 2))
-    return Accumulator(sums, scale, bits=_accumulator_bits(layer.spec, x.grid.spec))
+    return Accumulator(sums, scale, bits=_accumulator_bits(layer.spec, x.grid.spec), shift=shift)
 
 
 def _multiply(a: Codes, b: Codes) -> Accumulator:

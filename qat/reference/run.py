@@ -26,11 +26,12 @@ from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
 from qat.graph.signature import unflatten_output
-from qat.integer_layers import ActivationCodec
+from qat.integer_layers import ActivationCodec, DynamicTensorCodec, make_codec
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
-from qat.reference.values import Accumulator, Average, Clipped, Codes, Pending
+from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
 
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
+Quantize = FakeQuant | ActivationCodec | DynamicTensorCodec
 
 
 class IntegerRun(fx.Interpreter):
@@ -54,14 +55,14 @@ class IntegerRun(fx.Interpreter):
         super().__init__(model, graph=graph)
         self.captured = model if isinstance(model, Captured) else None
         self.observer = observer
-        self.grids: dict[nn.Module, ActivationCodec] = {}
+        self.codecs: dict[FakeQuant, Any] = {}
         self.largest: dict[str, int] = {}
         self.float_ops: dict[str, str] = {}
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns in eval mode for one batch, in the same form."""
-        self.grids.clear()
+        self.codecs.clear()
         self.float_ops.clear()
         model = self.captured
         tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
@@ -110,11 +111,11 @@ class IntegerRun(fx.Interpreter):
         """Return what integer arithmetic makes of ``n``, or ``None`` where it has no say."""
         module = self._module(n)
         name, x = self._name(n), args[0] if args else None
-        if isinstance(module, FakeQuant | ActivationCodec):
+        if isinstance(module, Quantize):
             return self._quantize(module, x)
         if _is_folded(module) or (name in UNCHANGED and _is_value(x)):
             return x
-        if name in LAYERS and isinstance(x, Codes) and self._multiplies(module, x):
+        if name in LAYERS and isinstance(x, Codes) and self._multiplies(name, module, x):
             return accumulate(module, x)
         if name in ("relu", "relu6") and isinstance(x, Pending):
             return Clipped(x, 0.0, OPS[name].upper or float("inf"))
@@ -128,17 +129,20 @@ class IntegerRun(fx.Interpreter):
             return self._average(n, args, kwargs)
         return self._move(n, args, kwargs) if moves_codes(n, name) else None
 
-    def _multiplies(self, module: nn.Module | None, x: Codes) -> bool:
+    def _multiplies(self, name: str, module: nn.Module | None, x: Codes) -> bool:
+        if isinstance(x.grid, BroughtGrid) and name != "linear":
+            return False  # runtimes have dynamic kernels for matrices alone
         return has_integer_kernel(module, x, self.kernel_bits)
 
     def _takes(self, x: Any) -> bool:
-        return isinstance(x, Codes) and x.grid.spec.bits <= self.kernel_bits
+        narrow = isinstance(x, Codes) and x.grid.spec.bits <= self.kernel_bits
+        return narrow and not isinstance(x.grid, BroughtGrid)
 
-    def _quantize(self, module: FakeQuant | ActivationCodec, x: Any) -> Codes | None:
-        if isinstance(module, FakeQuant) and module.quantizer.is_dynamic:
+    def _quantize(self, module: Quantize, x: Any) -> Codes | None:
+        grid = self._grid(module, x)
+        if grid is None:
             return None  # every token brings its own scale: no accumulator has a single one
-        grid = self._grid(module)
-        if isinstance(x, Pending):
+        if isinstance(x, Pending) and not isinstance(grid, BroughtGrid):
             codes = self._round(x, grid).clamp(grid.qmin, grid.qmax)
         else:
             codes = grid.codes(_real(x)).float()
@@ -150,12 +154,14 @@ class IntegerRun(fx.Interpreter):
         """Return stored codes of a result, not held in the range of its grid yet."""
         return x.codes(grid)
 
-    def _grid(self, module: FakeQuant | ActivationCodec) -> ActivationCodec:
-        if isinstance(module, ActivationCodec):
-            return module
-        if module not in self.grids:
-            self.grids[module] = ActivationCodec(module)
-        return self.grids[module]
+    def _grid(self, module: Quantize, x: Any) -> ActivationCodec | None:
+        if isinstance(module, FakeQuant):
+            if module not in self.codecs:
+                self.codecs[module] = make_codec(module)
+            module = self.codecs[module]
+        if isinstance(module, DynamicTensorCodec):
+            return BroughtGrid(module.site, _real(x), module.spec)
+        return module if isinstance(module, ActivationCodec) else None
 
     def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
         """Average a whole image, whose sum is an integer, or windows."""

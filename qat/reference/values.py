@@ -8,7 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qat.functional.dynamic import tensor_grid
 from qat.integer_layers import ActivationCodec
+from qat.spec import QuantSpec
+
+
+class BroughtGrid(ActivationCodec):
+    """The grid that one tensor brought with it: no other tensor has it.
+
+    Args:
+        site: The site's name.
+        x: What is quantized there, real values. Shape ``(...)``.
+        spec: The number format: unsigned, affine.
+    """
+
+    def __init__(self, site: str, x: Tensor, spec: QuantSpec) -> None:
+        scale, zero_point = tensor_grid(x, spec.qmax)
+        super().__init__(site, spec, scale, int(zero_point.item()))
 
 
 @dataclass(frozen=True)
@@ -42,26 +58,31 @@ class Pending(ABC):
 
 @dataclass(frozen=True)
 class Accumulator(Pending):
-    """Exact sums, real values ``sums * scale / count``.
+    """Exact sums, real values ``sums * scale / count + shift``.
 
     Attributes:
         sums: Integers; float32 where that is exact, else float64. Shape ``(...)``.
         scale: Broadcasts against ``sums``.
         count: What an average divides by.
         bits: Width of the accumulator.
+        shift: Real values added behind it, where no grid was known beforehand for a bias.
     """
 
     sums: Tensor
     scale: Tensor
     count: int = 1
     bits: int = 32
+    shift: Tensor | None = None
 
     def real(self) -> Tensor:
         """Return the real values, shape of ``sums``."""
-        return self.sums.float() * (self.scale / self.count)
+        products = self.sums.float() * (self.scale / self.count)
+        return products if self.shift is None else products + self.shift
 
     def codes(self, grid: ActivationCodec) -> Tensor:
         """Round once, behind one float32 multiplier for each channel, of sums cut to 24 bits."""
+        if self.shift is not None:
+            return (self.real() / grid.scale).round() + grid.zero_point.float()
         multiplier = self.scale / (grid.scale * self.count)
         return (self.sums.float() * multiplier).round() + grid.zero_point.float()
 

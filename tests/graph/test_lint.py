@@ -227,3 +227,27 @@ def test_onnxruntime_has_integer_kernels_where_the_table_says_so(options, is_int
     assert ("Conv" not in kinds) == is_integer
     findings = lint(plan, TARGETS["onnxruntime_cpu"])
     assert (not any("no integer kernel" in f.message for f in findings)) == is_integer
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "op", "said"),
+    [
+        ("dynamic_tensor", "linear", False),
+        ("dynamic_tensor", "conv2d", True),
+        ("dynamic", "linear", True),
+        ("lsq", "conv2d", False),
+    ],
+)
+def test_grids_that_come_with_the_values(quantizer, op, said):
+    plan = plan_of(op=op)
+    site = plan.activations["x"]
+    plan.activations["x"] = replace(site, format=replace(site.format, quantizer=quantizer))
+    found = [f.message for f in lint(plan, find_target("onnxruntime_cpu")) if "weight" in f.site]
+    assert bool(found) == said
+    assert all("quantizer=dynamic_tensor in front of linear layers" in m for m in found)
+    assert not lint(plan, find_target("generic"))
+
+
+def test_four_bits_name_the_file_that_stores_them():
+    (found,) = lint(plan_of(replace(WEIGHT, bits=4)), find_target("onnxruntime_cpu"))
+    assert "model.onnx with export.storage=size" in found.message

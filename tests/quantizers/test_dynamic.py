@@ -15,9 +15,9 @@ def dynamic(spec=SPEC):
     return Dynamic(spec, (), has_batch=True)
 
 
-def site(spec=SPEC):
+def calibrated_site(quantizer="dynamic", spec=SPEC):
     quant = make_fake_quant(
-        "site", spec, (4, 6), quantizer="dynamic", observer="min_max", has_batch=True
+        "site", spec, (4, 6), quantizer=quantizer, observer="min_max", has_batch=True
     )
     quant.set_phase(Phase.OBSERVE)
     quant.train()(torch.randn(4, 6))
@@ -65,7 +65,7 @@ def test_behind_a_relu_codes_are_unsigned():
 
 
 def test_nothing_is_learned_and_calibration_changes_no_value():
-    quant, x = site(), 100 * torch.randn(4, 6)
+    quant, x = calibrated_site(), 100 * torch.randn(4, 6)
     assert list(quant.parameters()) == []
     assert torch.equal(quant(x), dynamic()(x))
     before = quant.quantizer.scale.clone()
@@ -81,7 +81,7 @@ def test_half_precision_keeps_its_type():
 
 def test_codec_computes_the_same_bits():
     x = torch.randn(4, 7, 6) * torch.logspace(-6, 3, 28).view(4, 7, 1)
-    quant = site()
+    quant = calibrated_site()
     codec = make_codec(quant)
     assert isinstance(codec, DynamicCodec)
     assert torch.equal(codec(x), quant(x))
