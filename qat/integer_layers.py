@@ -6,6 +6,7 @@ laid out as ONNX DequantizeLinear wants them, so an exporter has nothing left to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,23 +37,35 @@ class ActivationCodec(nn.Module):
 
     Args:
         site: The site's name.
-        spec: The number format.
-        scale: Grid spacing, real units, shape ``()``.
-        zero_point: Code of 0 in ``spec``.
+        spec: Its format.
+        scale: Grid spacing, real values, shape ``()``.
+        zero_point: Stored code of 0, an integer of shape ``()``.
+        qmin: Lowest stored code.
+        qmax: Highest stored code.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, site: str, spec: QuantSpec, scale: Tensor, zero_point: int) -> None:
+    def __init__(
+        self, site: str, spec: QuantSpec, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+    ) -> None:
         super().__init__()
+        self.site, self.spec = site, spec
+        self.qmin, self.qmax = qmin, qmax
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point.to(storage_type(spec, signed=False)))
+
+    @classmethod
+    def of(cls, fake_quant: FakeQuant) -> ActivationCodec:
+        """Return what takes the place of a trained fake-quant."""
+        spec, quantizer = fake_quant.spec, fake_quant.quantizer
         storage = storage_type(spec, signed=False)
         offset = 2 ** (8 * storage.itemsize - 1) if spec.signed else 0
-        self.site = site
-        self.spec = spec
-        self.qmin, self.qmax = spec.qmin + offset, spec.qmax + offset
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.tensor(zero_point + offset, dtype=storage))
+        zero_point = torch.tensor(int(quantizer.zero_point.item()) + offset, dtype=storage)
+        scale = quantizer.scale.detach().clone()
+        ends = (spec.qmin + offset, spec.qmax + offset)
+        return cls(fake_quant.site, spec, scale, zero_point, *ends)
 
     def clip(self, low: float, high: float | None) -> None:
         """Take over a clipping of real values to ``low..high`` in front of this quantize."""
@@ -77,13 +90,12 @@ class DynamicCodec(nn.Module):
 
     Args:
         site: The site's name.
-        spec: The number format: symmetric.
+        spec: Its format.
     """
 
     def __init__(self, site: str, spec: QuantSpec) -> None:
         super().__init__()
-        self.site = site
-        self.spec = spec
+        self.site, self.spec = site, spec
 
     def forward(self, x: Tensor) -> Tensor:
         """Snap real values ``x`` to the grid of each token; shape of ``x``."""
@@ -96,13 +108,12 @@ class DynamicTensorCodec(nn.Module):
 
     Args:
         site: The site's name.
-        spec: The number format: 8 bits, unsigned, affine.
+        spec: Its format: 8 bits, unsigned, affine.
     """
 
     def __init__(self, site: str, spec: QuantSpec) -> None:
         super().__init__()
-        self.site = site
-        self.spec = spec
+        self.site, self.spec = site, spec
 
     def forward(self, x: Tensor) -> Tensor:
         """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
@@ -114,16 +125,22 @@ class ChannelAffine(nn.Module):
     """Multiply and add, channel by channel: a batch-norm that no layer could take.
 
     Args:
-        norm: The batch-norm, with running statistics.
+        gain: Multiplies the channels, shape ``(C,)``.
+        shift: Is added to them, shape ``(C,)``.
     """
 
     gain: Tensor
     shift: Tensor
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, gain: Tensor, shift: Tensor) -> None:
         super().__init__()
-        self.register_buffer("gain", channel_gain(norm).detach())
-        self.register_buffer("shift", channel_shift(norm).detach())
+        self.register_buffer("gain", gain)
+        self.register_buffer("shift", shift)
+
+    @classmethod
+    def of(cls, norm: nn.Module) -> ChannelAffine:
+        """Return what takes the place of a batch-norm with running statistics."""
+        return cls(channel_gain(norm).detach(), channel_shift(norm).detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return real values, shape of ``x``, ``(N, C, ...)``."""
@@ -132,13 +149,11 @@ class ChannelAffine(nn.Module):
 
 def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec | DynamicTensorCodec:
     """Return what a converted model has in place of an activation's fake-quant."""
-    site, spec, quantizer = fake_quant.site, fake_quant.spec, fake_quant.quantizer
-    if isinstance(quantizer, DynamicTensor):
-        return DynamicTensorCodec(site, spec)
-    if quantizer.is_dynamic:
-        return DynamicCodec(site, spec)
-    scale, zero_point = quantizer.scale.detach().clone(), int(quantizer.zero_point.item())
-    return ActivationCodec(site, spec, scale, zero_point)
+    if isinstance(fake_quant.quantizer, DynamicTensor):
+        return DynamicTensorCodec(fake_quant.site, fake_quant.spec)
+    if fake_quant.quantizer.is_dynamic:
+        return DynamicCodec(fake_quant.site, fake_quant.spec)
+    return ActivationCodec.of(fake_quant)
 
 
 class IntegerLayer(nn.Module):
@@ -209,7 +224,6 @@ def convert_layer(layer: QuantizedLayer) -> None:
     for name in ("weight", "bias"):
         layer._parameters.pop(name, None)
     restore_layer(layer)
-    specialise(layer, IntegerLayer, spec=spec, axis=axis, block=block)
     is_integer = parts.bias_scale is not None
     buffers = {
         "weight_codes": parts.weight.to(storage),
@@ -219,7 +233,23 @@ def convert_layer(layer: QuantizedLayer) -> None:
         "bias_scale": parts.bias_scale,
         "bias_float": None if is_integer else parts.bias,
     }
-    for name, value in buffers.items():
-        layer.register_buffer(name, value)
+    make_integer(layer, spec, axis, block, buffers)
     if links.inner and links.input_quant is not None:
         layer.add_module("input_codec", make_codec(links.input_quant))
+
+
+def make_integer(
+    layer: nn.Module, spec: QuantSpec, axis: int, block: int, buffers: Mapping[str, Tensor | None]
+) -> None:
+    """Give a layer without parameters integers instead, in place.
+
+    Args:
+        layer: A convolution, a linear layer or an embedding.
+        spec: Format of its weight.
+        axis: The channel or block axis, as ``dequantize_codes`` takes it.
+        block: Consecutive indices of ``axis`` that share a scale; 0 for none.
+        buffers: Integers and scales by name, ``None`` for those that it does not have.
+    """
+    specialise(layer, IntegerLayer, spec=spec, axis=axis, block=block)
+    for name, value in buffers.items():
+        layer.register_buffer(name, value)

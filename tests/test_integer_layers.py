@@ -7,13 +7,7 @@ from torch import nn
 
 from qat.fake_quant import FakeQuant, Phase, make_fake_quant
 from qat.functional.codes import dequantize_codes, quantize_codes
-from qat.integer_layers import (
-    ActivationCodec,
-    IntegerLayer,
-    convert_layer,
-    make_codec,
-    storage_type,
-)
+from qat.integer_layers import ActivationCodec, IntegerLayer, convert_layer, storage_type
 from qat.layers import Links, QuantizedLayer, quantize_layer
 from qat.spec import QuantSpec
 
@@ -26,12 +20,6 @@ def site(spec, low, high, *, shape=(1,), has_batch=True) -> FakeQuant:
     quant.calibrated = True
     quant.set_phase(Phase.QUANTIZE)
     return quant.eval()
-
-
-def fixed_codec(quant) -> ActivationCodec:
-    codec = make_codec(quant)
-    assert isinstance(codec, ActivationCodec)
-    return codec
 
 
 def integer(layer, spec, source=None) -> nn.Module:
@@ -74,7 +62,7 @@ FORMATS = [
 @pytest.mark.parametrize("spec", FORMATS, ids=str)
 def test_codecs_compute_what_the_fake_quant_computes(spec):
     quant = site(spec, 0.0 if spec.symmetric and not spec.signed else -1.3, 2.1)
-    codec = fixed_codec(quant)
+    codec = ActivationCodec.of(quant)
     x = torch.cat([torch.randn(2000) * 2, torch.tensor([0.0, -1.3, 2.1, 1e6, -1e6])])
     assert torch.equal(codec(x), quant(x))
     codes = codec.codes(x)
@@ -87,7 +75,7 @@ def test_codecs_compute_what_the_fake_quant_computes(spec):
 
 @pytest.mark.parametrize("spec", FORMATS, ids=str)
 def test_every_code_comes_back(spec):
-    codec = fixed_codec(site(spec, 0.0 if spec.symmetric and not spec.signed else -1.3, 2.1))
+    codec = ActivationCodec.of(site(spec, 0.0 if spec.symmetric and not spec.signed else -1.3, 2.1))
     codes = torch.arange(codec.qmin, codec.qmax + 1).to(codec.zero_point.dtype)
     values = dequantize_codes(codes, codec.scale, codec.zero_point, 0, 0)
     assert torch.equal(codec.codes(values).int(), codes.int())
@@ -97,7 +85,7 @@ def test_every_code_comes_back(spec):
 @pytest.mark.parametrize("spec", FORMATS, ids=str)
 def test_clipping_codes_is_clipping_values(spec, high):
     quant = site(spec, 0.0 if spec.symmetric and not spec.signed else -1.3, 2.1)
-    codec = fixed_codec(quant)
+    codec = ActivationCodec.of(quant)
     codec.clip(0.0, high)
     x = torch.cat([torch.randn(4000) * 3, torch.tensor([0.8, 6.0, 2.1, 0.0])])
     assert torch.equal(codec(x), quant(x.clamp(0.0, high)))

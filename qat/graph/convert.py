@@ -74,7 +74,7 @@ def _convert_batch_norms(twin: Captured, graph: fx.Graph, modules: dict[str, nn.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif isinstance(module, StagedBatchNorm):
-            modules[str(node.target)] = ChannelAffine(module)
+            modules[str(node.target)] = ChannelAffine.of(module)
             twin.set_submodule(str(node.target), modules[str(node.target)])
 
 

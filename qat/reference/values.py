@@ -24,7 +24,7 @@ class BroughtGrid(ActivationCodec):
 
     def __init__(self, site: str, x: Tensor, spec: QuantSpec) -> None:
         scale, zero_point = tensor_grid(x, spec.qmax)
-        super().__init__(site, spec, scale, int(zero_point.item()))
+        super().__init__(site, spec, scale, zero_point, spec.qmin, spec.qmax)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
+from qat.fake_quant import make_fake_quant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
 from qat.integer_layers import ActivationCodec
@@ -25,7 +26,12 @@ SCALES = [(0.017, 3), (0.0301, 0), (0.11, 128), (1 / 3, 77)]
 
 def grid(scale: float, zero_point: int) -> ActivationCodec:
     spec = QuantSpec(8, signed=False, symmetric=False)
-    return ActivationCodec("site", spec, torch.tensor(scale), zero_point)
+    quant = make_fake_quant(
+        "site", spec, (1, 1), quantizer="uniform", observer="min_max", has_batch=True
+    )
+    quant.quantizer.set_scale(torch.tensor(scale))
+    quant.quantizer.zero_point.fill_(zero_point)
+    return ActivationCodec.of(quant)
 
 
 def on_grid(codes: torch.Tensor, codec: ActivationCodec) -> Codes:
