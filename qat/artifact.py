@@ -76,7 +76,7 @@ def write_artifact(
         facts = {**description, "scheme": plan.scheme, "versions": versions()}
         storage = evaluation.storage
         export_onnx(model, example, folder / ONNX, metadata=facts, storage=storage)
-        save_packed(model, folder / PACKED, metadata=facts)
+        save_packed(model, example, folder / PACKED, metadata=facts)
     with _timed(seconds, "verify"):
         proof = verify(captured, model, folder, evaluation)
     scores = {**baseline.scores, **proof.scores}

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from qat.export.packed import first_packed_difference
-from qat.export.runtime import OnnxModel, find_runtime
+from qat.export.packed import first_packed_difference, holds_graph
+from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.storage import Storage
 from qat.export.verify import (
@@ -28,6 +29,8 @@ from qat.export.verify import (
 from qat.graph.captured import Captured
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
+from qat.runtimes.packed_model import PackedModel
+from qat.runtimes.table import load_runtime
 from qat.training.evaluate import Score, predict, score
 
 ONNX, PACKED = "model.onnx", "model.safetensors"
@@ -91,19 +94,28 @@ def verify(
         "chip": chip,
         "simulated": captured,
         "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
-        **{name: find_runtime(name)(path) for name in runtimes},
+        **{name: load_runtime(name, path) for name in runtimes},
     }
     logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
     check = _compare(logits, evaluation.threshold)
     sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]
     compare = partial(compare_sites, partial(IntegerRun, model), path, sites, sample)
     check.sites, check.sites_unoptimised = compare(), compare(optimise=False)
-    check.packed_difference = first_packed_difference(model, folder / PACKED)
+    check.packed_difference = _packed_difference(model, folder / PACKED, sample)
     check.float_ops, check.largest_sums = dict(chip.float_ops), dict(chip.largest)
     first = check.first_difference
     if first is not None:
         save_first_difference(folder / DIFFERENCE, compare, first.site, sources(model, first.site))
     return Proof({kind: score(*found) for kind, found in logits.items()}, check)
+
+
+def _packed_difference(model: fx.GraphModule, path: Path, sample: Tensor) -> str | None:
+    """Return the first tensor in which a packed file differs, or what it predicts from a sample."""
+    different = first_packed_difference(model, path)
+    if different is not None or not holds_graph(path):
+        return different
+    same = torch.equal(PackedModel(path)(sample), IntegerRun(model)(sample))
+    return None if same else "predictions"
 
 
 def _compare(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Verification:

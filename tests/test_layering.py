@@ -19,6 +19,7 @@ LAYERS = [
     {"integer_layers"},
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"reference", "initialise"},
+    {"runtimes"},
     {"training", "predict"},
     {"gate"},
     {"artifact"},

@@ -31,6 +31,9 @@ class OpenVinoModel:
         ExportError: If OpenVINO is not installed, the file is missing or OpenVINO refuses it.
     """
 
+    package = "openvino"
+    suffix = ".onnx"
+
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         openvino, frontends = _load_package()
         path = find_file(path)

@@ -1,13 +1,15 @@
-"""The artifact without a graph: integer weights, scales and zero points in one safetensors file.
+"""The artifact for PyTorch: integer weights, scales and zero points in one safetensors file.
 
 Codes narrower than 8 bits are packed, lowest bits first, into bytes. The header describes each
-weight (bits, signed, shape, axis, block) and each activation (bits, lowest and highest code; those
-that are dynamic have no scale) under the key ``qat``, as JSON.
+weight (bits, signed, shape, axis, block), each activation (bits, lowest and highest code; those
+that are dynamic have no scale) and the graph that computes with them (``graph_form.py``) under the
+key ``qat``, as JSON. Nothing in the file is code.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +19,29 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from qat.errors import ExportError
+from qat.export.graph_form import (
+    build_graph_module,
+    called_modules,
+    describe_graph,
+    graph_tensors,
+)
+from qat.export.module_form import module_tensors
 from qat.integer_layers import ActivationCodec, DynamicCodec, DynamicTensorCodec, IntegerLayer
+
+log = logging.getLogger("qat")
+FORMS = ("weights", "activations", "graph", "no_graph", "input")
+"""What the header holds beside the metadata that the caller gave."""
+_WHOLE_BYTES = (8, 16)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Return integer ``codes``, any shape, as uint8 bytes ``(ceil(numel * bits / 8),)``."""
+    if bits in _WHOLE_BYTES:
+        stored = codes.flatten().numpy().astype(f"<i{bits // 8}")
+        return torch.from_numpy(stored.view(np.uint8))
     values = codes.flatten().numpy().astype(np.int64) & (2**bits - 1)
     planes = (values[:, None] >> np.arange(bits)) & 1
     return torch.from_numpy(np.packbits(planes.astype(np.uint8).ravel(), bitorder="little"))
@@ -32,6 +49,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], *, signed: bool) -> Tensor:
     """Return the int32 codes of ``shape`` that ``pack_bits`` packed."""
+    if bits in _WHOLE_BYTES:
+        stored = packed.numpy().view(f"<{'i' if signed else 'u'}{bits // 8}")
+        return torch.from_numpy(stored.astype(np.int32)).view(shape)
     count = int(np.prod(shape))
     planes = np.unpackbits(packed.numpy(), bitorder="little")[: count * bits].reshape(count, bits)
     values = (planes.astype(np.int64) << np.arange(bits)).sum(1)
@@ -40,20 +60,29 @@ def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], *, signed: bo
     return torch.from_numpy(values.astype(np.int32)).view(shape)
 
 
-def save_packed(model: nn.Module, path: Path, *, metadata: Mapping[str, object]) -> None:
-    """Write a converted model's integers to ``path``.
+def save_packed(
+    model: fx.GraphModule, example: Tensor, path: Path, *, metadata: Mapping[str, object]
+) -> None:
+    """Write a converted model's integers and its graph to ``path``.
+
+    A graph with an operation that no file may name is left out, with a warning that says which;
+    the header keeps the reason.
 
     Args:
         model: What ``qat.graph.convert`` returned.
+        example: One batch as the model takes it, ``(N, ...)``.
         path: The ``.safetensors`` file to write.
         metadata: More to store in the header, as JSON.
     """
     tensors, forms = _pack(model)
-    header = {"qat": json.dumps({**metadata, **forms})}
+    if forms["no_graph"]:
+        log.warning("%s holds no graph: %s", path.name, forms["no_graph"])
+    forms["input"] = {"shape": [*example.shape[1:]], "dtype": str(example.dtype)[6:]}
+    header = {"qat": json.dumps({**metadata, **forms}, separators=(",", ":"))}
     path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
 
 
-def first_packed_difference(model: nn.Module, path: Path) -> str | None:
+def first_packed_difference(model: fx.GraphModule, path: Path) -> str | None:
     """Return the first tensor or entry in which a packed file differs from ``model``, if any.
 
     Args:
@@ -78,9 +107,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack(model: fx.GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a file by name, and what its header says of their formats."""
-    tensors: dict[str, Tensor] = {}
+    tensors = _float_tensors(model)
     weights: dict[str, dict[str, Any]] = {}
     activations: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
@@ -95,12 +124,28 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             form = {"bits": module.spec.bits, "qmin": module.spec.qmin, "qmax": module.spec.qmax}
             shares = "token" if isinstance(module, DynamicCodec) else "tensor"
             activations[module.site] = {**form, "dynamic": shares}
+    return tensors, {"weights": weights, "activations": activations, **_describe(model)}
+
+
+def _float_tensors(model: fx.GraphModule) -> dict[str, Tensor]:
+    """Return what stays float: all that layers and sites do not write themselves."""
     handled = {m for m in model.modules() if isinstance(m, IntegerLayer | ActivationCodec)}
-    for name, value in model.state_dict().items():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if owner not in handled:
-            tensors[name] = value
-    return tensors, {"weights": weights, "activations": activations}
+    tensors = {
+        name: value
+        for name, value in model.state_dict().items()
+        if model.get_submodule(name.rpartition(".")[0]) not in handled
+    }
+    for module, name in called_modules(model).items():
+        if module not in handled:  # views share theirs with the model, which leaves them out
+            tensors.update({f"{name}.{k}": v.clone() for k, v in module_tensors(module).items()})
+    return {**tensors, **{name: value.clone() for name, value in graph_tensors(model).items()}}
+
+
+def _describe(model: fx.GraphModule) -> dict[str, Any]:
+    try:
+        return {"graph": describe_graph(model), "no_graph": None}
+    except ExportError as error:
+        return {"graph": None, "no_graph": str(error)}
 
 
 def _add_layer(tensors: dict[str, Tensor], name: str, layer: IntegerLayer) -> dict[str, Any]:
@@ -136,6 +181,33 @@ def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def holds_graph(path: Path) -> bool:
+    """Whether a file can be loaded as a model.
+
+    Raises:
+        ExportError: If it is missing, damaged or not one of ours.
+    """
+    with _damage_named(path):
+        return _read(path)[1].get("graph") is not None
+
+
+def load_model(path: Path) -> tuple[fx.GraphModule, dict[str, Any]]:
+    """Return the converted model that a file holds, in eval mode, and the file's header.
+
+    Its layers hold codes of 8 bits and more as integers of that width, narrower ones as int8; no
+    code of the model that was trained is needed, and none comes out of the file.
+
+    Raises:
+        ExportError: If the file is missing, damaged or not one of ours, or has no graph.
+    """
+    tensors, header = load_packed(path)
+    if header.get("graph") is None:
+        reason = header.get("no_graph") or "it was written before files had one: export it again."
+        raise ExportError(f"expected a packed model with its graph at '{path}', got none: {reason}")
+    with _damage_named(path):
+        return build_graph_module(header["graph"], tensors, header["weights"]), header
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a file as they are stored, and its header."""
     with safe_open(path, framework="pt") as file:
@@ -149,6 +221,10 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise ExportError(
-            f"expected a packed model at '{path}', got {type(error).__name__} ({error}): "
+            f"expected a packed model at '{path}', got {_cause(error)}: "
             "check the path, or export it again."
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, ExportError) else f"{type(error).__name__} ({error})"

@@ -1,4 +1,4 @@
-"""Run an exported file in onnxruntime, like a model; other runtimes by name."""
+"""Run an exported file in onnxruntime, like a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from qat.errors import ConfigError, ExportError
+from qat.errors import ExportError
 from qat.export.onnx_file import decode_metadata, find_file, refused
-from qat.export.openvino import OpenVinoModel
 
 CPU = "CPUExecutionProvider"
 _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
@@ -34,6 +33,9 @@ class OnnxModel:
     Raises:
         ExportError: If the file is missing, onnxruntime refuses it or has no such provider.
     """
+
+    package = "onnxruntime"
+    suffix = ".onnx"
 
     def __init__(
         self,
@@ -84,25 +86,6 @@ class OnnxModel:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.session.get_inputs()[0].shape[1:])
-
-
-RUNTIMES: dict[str, type[OnnxModel] | type[OpenVinoModel]] = {
-    "onnxruntime": OnnxModel,
-    "openvino": OpenVinoModel,
-}
-
-
-def find_runtime(name: str) -> type[OnnxModel] | type[OpenVinoModel]:
-    """Return the class that runs files in the runtime called ``name``.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    if name not in RUNTIMES:
-        raise ConfigError(
-            f"expected the name of a runtime, got '{name}': choose of {', '.join(RUNTIMES)}."
-        )
-    return RUNTIMES[name]
 
 
 def _check_providers(wanted: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from references import build_float, export_float, quantize_statically, read_model
+from references import build_float, export_float, pack_float, quantize_statically, read_model
 from subject import Subject, read_subject
 
 
@@ -76,7 +76,9 @@ class Collection:
         key = json.dumps([found, own.shape])  # runs of one architecture share its float file
         if key not in self._floats:
             path = self.folder / f"float{len(self._floats)}.onnx"
-            export_float(build_float(*found, own), own, path)
+            model = build_float(*found, own)
+            export_float(model, own, path)
+            pack_float(model, own, path.with_suffix(".safetensors"))
             self._floats[key] = f"{own.name} (float)"
             self._put(read_subject(self._floats[key], "float", path))
         return self._floats[key]

@@ -77,7 +77,7 @@ def describe(worker: Worker, workers: Sequence[Worker], times: Times) -> dict[st
         "kind": subject.kind,
         "runtime": worker.runtime,
         "reference": subject.reference,
-        "size_bytes": subject.size_bytes,
+        "size_bytes": subject.size(worker.runtime),
         "load_seconds": worker.load_seconds,
         "peak_bytes": worker.peak_bytes(),
         "batches": batches,
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from collection import collect
     from worker import Worker
 
-    from qat.export.runtime import find_runtime
+    from qat.runtimes.table import find_runtime
 
     for name in options.runtime:
         find_runtime(name)
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     threads = options.threads or machine.usable_cores()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         subjects = collect(options.artifacts, Path(folder), options.float, static=options.static)
-        pairs = [(subject, name) for name in options.runtime for subject in subjects]
+        pairs = [(s, name) for name in options.runtime for s in subjects if s.runs_in(name)]
         workers = [stack.enter_context(closing(Worker(*pair, threads))) for pair in pairs]
         times = measure(workers, options.batch, options.rounds, options.seconds)
         result = {

@@ -18,10 +18,13 @@ def describe(threads: int, runtimes: Sequence[str]) -> dict[str, Any]:
 
     Args:
         threads: Threads that each file may use.
-        runtimes: Names of the runtimes, which are those of their packages.
+        runtimes: Names of the runtimes.
     """
+    from qat.runtimes.table import find_runtime
+
     facts = read_cpuinfo(CPUINFO.read_text() if CPUINFO.exists() else "")
-    packages = dict.fromkeys(("qat", "torch", "onnx", "onnxruntime", *runtimes))
+    used = [find_runtime(name).package for name in runtimes]
+    packages = dict.fromkeys(("qat", "torch", "onnx", "onnxruntime", *used))
     return {
         **facts,
         "cores": usable_cores(),

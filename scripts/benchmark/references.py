@@ -98,6 +98,22 @@ def export_float(model: nn.Module, artifact: Subject, path: Path) -> None:
         ) from error
 
 
+def pack_float(model: nn.Module, artifact: Subject, path: Path) -> None:
+    """Write a float model as a ``.safetensors`` file with its graph, for runtimes of PyTorch.
+
+    Raises:
+        QatError: If it cannot be traced.
+    """
+    from torch import fx
+
+    from qat.export.packed import save_packed
+    from qat.graph.trace import capture
+
+    example = artifact.batch(2)
+    captured = capture(model, example)
+    save_packed(fx.GraphModule(captured, captured.graphs["eval"]), example, path, metadata={})
+
+
 def quantize_statically(source: Subject, path: Path) -> None:
     """Write what onnxruntime's static quantization makes of a float file, on random data.
 

@@ -17,11 +17,11 @@ class Subject:
     Attributes:
         name: What it is called in tables: a path that was given, or what was made of it.
         kind: ``"artifact"``, ``"float"`` or ``"static"``.
-        path: The file.
+        path: The .onnx file; those for other runtimes differ in the suffix.
         input_name: The tensor that takes the batch.
         shape: Shape of one sample.
         dtype: Type of its values, numpy's name.
-        size_bytes: Of the file, with what it keeps beside itself.
+        size_bytes: Of the .onnx file, with what it keeps beside itself.
         reference: Name of the file that it is compared with, if any.
     """
 
@@ -33,6 +33,20 @@ class Subject:
     dtype: str
     size_bytes: int
     reference: str | None = None
+
+    def runs_in(self, runtime: str) -> bool:
+        """Whether there is a file for a runtime, or has to be one: artifacts have all of them."""
+        return self.kind == "artifact" or self._file(runtime).is_file()
+
+    def size(self, runtime: str) -> int:
+        """Return the bytes of what a runtime reads."""
+        file = self._file(runtime)
+        return self.size_bytes if file == self.path else file.stat().st_size
+
+    def _file(self, runtime: str) -> Path:
+        from qat.runtimes.table import find_runtime
+
+        return self.path.with_suffix(find_runtime(runtime).suffix)
 
     def batch(self, samples: int) -> Tensor:
         """Return random values ``(samples, *shape)``, each time the same.

@@ -83,15 +83,14 @@ class Worker:
 def _serve(connection: Connection, subject: Subject, runtime: str, threads: int) -> None:
     """Load, say how long it took, and answer until the parent has gone."""
     from qat.errors import ExportError
-    from qat.export.runtime import find_runtime
+    from qat.runtimes.table import load_runtime
 
-    load = find_runtime(runtime)
     with contextlib.suppress(ImportError):  # so that its time and memory are not the file's
         importlib.import_module(runtime)
     before = _reset_memory()
     try:
         start = time.perf_counter()
-        model = load(subject.path, threads=threads)
+        model = load_runtime(runtime, subject.path, threads=threads)
         connection.send(time.perf_counter() - start)
     except ExportError as error:
         connection.send(error)

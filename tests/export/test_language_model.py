@@ -87,7 +87,7 @@ def test_a_dynamic_site_gives_its_layer_no_grid(model):
 
 def test_packed_file_says_which_sites_are_dynamic(model, tmp_path):
     converted = convert(model[0])
-    save_packed(converted, tmp_path / "m.safetensors", metadata={})
+    save_packed(converted, tokens(2), tmp_path / "m.safetensors", metadata={})
     stored, header = load_packed(tmp_path / "m.safetensors")
     sites = {m.site for m in converted.modules() if isinstance(m, DynamicCodec)}
     assert {s for s, form in header["activations"].items() if form.get("dynamic")} == sites

@@ -1,4 +1,4 @@
-"""Both runtimes behind one interface: what they are told, what they tell, what they refuse."""
+"""Runtimes that read ONNX behind one interface: what they are told, tell and refuse."""
 
 import importlib.util
 import sys
@@ -9,9 +9,10 @@ from torch import nn
 
 from qat.errors import ConfigError, ExportError
 from qat.export.openvino import OpenVinoModel
-from qat.export.runtime import RUNTIMES, OnnxModel, find_runtime
+from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs
 from qat.models import build
+from qat.runtimes.table import RUNTIMES, find_runtime
 from tests.export.conftest import LEARNED, export
 from tests.helpers import make_scheme, smooth_images
 
@@ -108,7 +109,7 @@ def test_runtime_that_is_not_installed(monkeypatch, plain):
 
 
 def test_unknown_runtime():
-    with pytest.raises(ConfigError, match="got 'openvin': choose of onnxruntime, openvino"):
+    with pytest.raises(ConfigError, match="got 'openvin': choose of onnxruntime, openvino, torch"):
         find_runtime("openvin")
 
 

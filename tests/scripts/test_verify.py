@@ -43,6 +43,14 @@ def test_another_runtime_is_asked_too(call, refuse, table_run, tmp_path):
     assert "choose of onnxruntime, openvino" in refuse("verify", table_run, "--runtime", "chip")
 
 
+def test_pytorch_predicts_the_same_from_the_packed_file(call, table_run, tmp_path):
+    given = ["--runtime", "torch", "--json", tmp_path / "proof.json"]
+    assert call("verify", table_run, *given)[0] == 0
+    found = json.loads((tmp_path / "proof.json").read_text())
+    assert found["agreement"]["torch"] == found["agreement"]["converted"] == 1.0
+    assert found["difference"]["torch"] == found["difference"]["converted"]
+
+
 def test_the_file_itself_and_other_data(call, table_run):
     assert call("verify", table_run / "model.onnx", "data.batch_size=7")[0] == 0
 

@@ -70,6 +70,14 @@ def test_a_run_with_its_float_model_and_static_quantization(runtime, table_run, 
     assert "1 of" in out.splitlines()[0]
 
 
+def test_pytorch_runs_the_packed_files_of_run_and_float_model(table_run, measure):
+    found, _ = measure(table_run, "--static", "--runtime", "torch")
+    in_float, artifact = found["files"]  # what onnxruntime quantizes is for onnxruntime
+    assert (in_float["kind"], artifact["kind"]) == ("float", "artifact")
+    assert artifact["reference"] == in_float["file"]
+    assert artifact["size_bytes"] == (table_run / "model.safetensors").stat().st_size
+
+
 @pytest.mark.slow
 def test_files_alone_are_compared_with_the_first_or_with_one_that_is_named(
     table_run, float_file, measure, tmp_path

@@ -1,0 +1,195 @@
+"""Modules of a converted model as JSON, and modules of that form with the tensors of a file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.errors import ExportError
+from qat.export.allowed import MODULES
+from qat.export.arguments import decode, encode
+from qat.integer_layers import (
+    ActivationCodec,
+    ChannelAffine,
+    DynamicCodec,
+    DynamicTensorCodec,
+    IntegerLayer,
+    make_integer,
+    storage_type,
+)
+from qat.spec import QuantSpec
+from qat.subclass import original_class
+
+BUFFERS = ("weight_codes", "weight_scale", "weight_zero_point")
+BIASES = ("bias_codes", "bias_scale", "bias_float")
+_COMPUTING = ("forward", "_conv_forward", "__call__")
+
+
+def describe_module(module: nn.Module) -> dict[str, Any]:
+    """Return a module of a converted model as JSON, without its tensors.
+
+    Raises:
+        ExportError: If its class is none that a file may name; says which.
+    """
+    if isinstance(module, ActivationCodec | DynamicCodec | DynamicTensorCodec):
+        ends = {"qmin": module.qmin, "qmax": module.qmax} if _is_static(module) else {}
+        return {"type": type(module).__name__, "site": module.site, **_spec(module), **ends}
+    if isinstance(module, ChannelAffine):
+        return {"type": "ChannelAffine"}
+    if isinstance(module, IntegerLayer):
+        if len(module._modules):
+            raise ExportError("a layer inside a module that could not be traced")
+        kind = _find_type(module, original_class(module))
+        return {"type": kind, "options": _options(module, kind), **_spec(module)}
+    kind = _find_type(module, type(module))
+    return {"type": kind, "options": _options(module, kind)}
+
+
+def _is_static(module: nn.Module) -> bool:
+    return isinstance(module, ActivationCodec)
+
+
+def _spec(module: Any) -> dict[str, Any]:
+    values = ((f.name, getattr(module.spec, f.name), f.default) for f in fields(QuantSpec))
+    return {"spec": {name: value for name, value, default in values if value != default}}
+
+
+def _find_type(module: nn.Module, own: type[nn.Module]) -> str:
+    """Return the name of the class of the list that computes what ``own`` does."""
+    for kind in own.__mro__:
+        if MODULES.get(kind.__name__) is kind:
+            inherits = all(getattr(own, k, 0) is getattr(kind, k, 0) for k in _COMPUTING)
+            if inherits and not any(True for _ in module.children()):
+                return kind.__name__
+            break
+    raise ExportError(f"a module of class {own.__module__}.{own.__qualname__}")
+
+
+def _options(module: nn.Module, kind: str) -> dict[str, Any]:
+    """Return what the constructor of ``kind`` takes; modules keep it under the same names."""
+    options: dict[str, Any] = {}
+    for name in inspect.signature(MODULES[kind].__init__).parameters:
+        if name in ("self", "device", "dtype") or name.startswith("_"):
+            continue
+        if name == "bias":
+            options[name] = not isinstance(module, IntegerLayer) and module.bias is not None
+        elif hasattr(module, name):
+            options[name] = encode(getattr(module, name))
+    return options
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers of a float module by name."""
+    own = {**module._parameters, **module._buffers}
+    return {name: value.detach() for name, value in own.items() if value is not None}
+
+
+def build_module(
+    name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor], codes: Mapping[str, Any]
+) -> nn.Module:
+    """Return the module that ``describe_module`` described.
+
+    Args:
+        name: Its name.
+        form: What ``describe_module`` returned.
+        tensors: The tensors of the file, weights as codes of their own shape.
+        codes: What the file's header says of its weights.
+
+    Raises:
+        ExportError: If the form is not one of ours, or tensors are missing or do not fit.
+    """
+    kind = form.get("type")
+    special = _SPECIAL.get(str(kind))
+    if special is not None:
+        return special(name, form, tensors)
+    if kind not in MODULES:
+        raise ExportError(f"a module '{name}' of type {kind!r}")
+    options = {k: decode(v, {}) for k, v in form["options"].items()}
+    with torch.device("meta"):
+        module = MODULES[kind](**options)
+    if "spec" in form:
+        return _integer_layer(name, module, form, tensors, codes)
+    for key, value in module_tensors(module).items():
+        found = _tensor(tensors, f"{name}.{key}", tuple(value.shape))
+        is_parameter = key in module._parameters
+        stored = nn.Parameter(found, requires_grad=False) if is_parameter else found
+        (module._parameters if is_parameter else module._buffers)[key] = stored  # pyright: ignore[reportArgumentType]
+    return module.eval()
+
+
+def _integer_layer(
+    name: str,
+    layer: nn.Module,
+    form: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    codes: Mapping[str, Any],
+) -> nn.Module:
+    spec = QuantSpec(**form["spec"])
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    shape, storage = tuple(weight.shape), storage_type(spec, signed=spec.signed)
+    layer._parameters.clear()
+    found = _tensor(tensors, f"{name}.weight", shape)
+    scale = _tensor(tensors, f"{name}.weight_scale")
+    zero_point = _tensor(tensors, f"{name}.weight_zero_point", tuple(scale.shape))
+    parts = (found * spec.storage_gain, scale / spec.storage_gain, zero_point.to(storage))
+    buffers: dict[str, Tensor | None] = dict(zip(BUFFERS, parts, strict=True))
+    buffers["weight_codes"] = parts[0].to(storage)
+    buffers.update({key: tensors.get(f"{name}.{key}") for key in BIASES})
+    make_integer(layer, spec, codes[name]["axis"], codes[name]["block"], buffers)
+    return layer.eval()
+
+
+def _activation_codec(
+    name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> ActivationCodec:
+    del name
+    site = form["site"]
+    scale, zero_point = (_tensor(tensors, f"{site}.{k}", ()) for k in ("scale", "zero_point"))
+    spec = QuantSpec(**form["spec"])
+    return ActivationCodec(site, spec, scale, zero_point, int(form["qmin"]), int(form["qmax"]))
+
+
+def _dynamic_codec(
+    name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> DynamicCodec:
+    del name, tensors
+    return DynamicCodec(form["site"], QuantSpec(**form["spec"]))
+
+
+def _dynamic_tensor_codec(
+    name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> DynamicTensorCodec:
+    del name, tensors
+    return DynamicTensorCodec(form["site"], QuantSpec(**form["spec"]))
+
+
+def _channel_affine(
+    name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> ChannelAffine:
+    del form
+    return ChannelAffine(_tensor(tensors, f"{name}.gain"), _tensor(tensors, f"{name}.shift"))
+
+
+_SPECIAL: dict[str, Callable[..., nn.Module]] = {
+    "ActivationCodec": _activation_codec,
+    "DynamicCodec": _dynamic_codec,
+    "DynamicTensorCodec": _dynamic_tensor_codec,
+    "ChannelAffine": _channel_affine,
+}
+
+
+def _tensor(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...] | None = None
+) -> Tensor:
+    if name not in tensors:
+        raise ExportError(f"no tensor '{name}'")
+    found = tensors[name]
+    if shape is not None and tuple(found.shape) != shape:
+        raise ExportError(f"a tensor '{name}' of shape {tuple(found.shape)} instead of {shape}")
+    return found
