@@ -7,12 +7,8 @@ int8 activation, keeps onnxruntime from forming integer convolutions.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.export.dynamic import suit_dynamic_kernels
+from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
 from qat.export.workarounds import respect_limits
@@ -120,7 +117,7 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
         torch.ops.qat.dequantize.default: _dequantize,
         torch.ops.aten.mean.dim: _mean,
     }
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -163,18 +160,6 @@ def _simplify(model: ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass(),
     ):
         change(model)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress marks and notices to itself."""
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _name_codes(proto: onnx.ModelProto, model: fx.GraphModule) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from qat.errors import ConfigError
 from qat.export.openvino import OpenVinoModel
 from qat.export.runtime import OnnxModel
+from qat.runtimes.inductor import InductorModel
 from qat.runtimes.packed_model import PackedModel
 
 Runtime = OnnxModel | OpenVinoModel | PackedModel
@@ -14,6 +15,7 @@ RUNTIMES: dict[str, type[Runtime]] = {
     "onnxruntime": OnnxModel,
     "openvino": OpenVinoModel,
     "torch": PackedModel,
+    "inductor": InductorModel,
 }
 
 

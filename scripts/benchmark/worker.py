@@ -83,10 +83,10 @@ class Worker:
 def _serve(connection: Connection, subject: Subject, runtime: str, threads: int) -> None:
     """Load, say how long it took, and answer until the parent has gone."""
     from qat.errors import ExportError
-    from qat.runtimes.table import load_runtime
+    from qat.runtimes.table import find_runtime, load_runtime
 
     with contextlib.suppress(ImportError):  # so that its time and memory are not the file's
-        importlib.import_module(runtime)
+        importlib.import_module(find_runtime(runtime).package)
     before = _reset_memory()
     try:
         start = time.perf_counter()

@@ -109,7 +109,9 @@ def test_runtime_that_is_not_installed(monkeypatch, plain):
 
 
 def test_unknown_runtime():
-    with pytest.raises(ConfigError, match="got 'openvin': choose of onnxruntime, openvino, torch"):
+    with pytest.raises(
+        ConfigError, match="got 'openvin': choose of onnxruntime, openvino, torch, "
+    ):
         find_runtime("openvin")
 
 
