@@ -7,15 +7,17 @@ from pathlib import Path
 from qat.errors import ConfigError
 from qat.export.openvino import OpenVinoModel
 from qat.export.runtime import OnnxModel
+from qat.runtimes.executorch import ExecutorchModel
 from qat.runtimes.inductor import InductorModel
 from qat.runtimes.packed_model import PackedModel
 
-Runtime = OnnxModel | OpenVinoModel | PackedModel
+Runtime = OnnxModel | OpenVinoModel | PackedModel | ExecutorchModel
 RUNTIMES: dict[str, type[Runtime]] = {
     "onnxruntime": OnnxModel,
     "openvino": OpenVinoModel,
     "torch": PackedModel,
     "inductor": InductorModel,
+    "executorch": ExecutorchModel,
 }
 
 

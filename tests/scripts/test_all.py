@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("evaluate", "export", "predict", "verify")
+SCRIPTS = ("evaluate", "export", "lower", "predict", "verify")
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "print_plan", "zoo"])
