@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import platform
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class InductorModel(PackedModel):
         before = _count_kernels()
         is_new = x.shape not in self.shapes
         try:
-            with _freezing(), quiet() if is_new else nullcontext():
+            with _compiling() if is_new else nullcontext():
                 logits = self.compiled(x)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
@@ -118,9 +119,11 @@ def _check_layers(path: Path, model: Any) -> None:
         log.warning("inductor computes '%s' in float: %s", site, reason)
 
 
-def _freezing() -> Any:
+@contextmanager
+def _compiling() -> Iterator[None]:
     """Let Inductor take buffers for constants: integer kernels want their weights packed."""
-    return import_module("torch._inductor.config").patch(freezing=True)
+    with import_module("torch._inductor.config").patch(freezing=True), quiet():
+        yield
 
 
 def _count_kernels() -> int:
