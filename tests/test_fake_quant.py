@@ -20,13 +20,15 @@ from qat.observers import OBSERVERS
 from qat.quantizers import QUANTIZERS
 from qat.spec import QuantSpec
 
+SPECS = {"dynamic_tensor": QuantSpec(8, signed=False, symmetric=False)}
+"""Of quantizers that have one format alone."""
 FOLLOWING = ("min_max", "moving_average")
 
 
 def make(quantizer="uniform", observer="min_max", *, has_batch=True, spec=None):
     return make_fake_quant(
         "block.relu",
-        spec or QuantSpec(8),
+        spec or SPECS.get(quantizer, QuantSpec(8)),
         (4, 10),
         quantizer=quantizer,
         observer=observer,

@@ -17,6 +17,7 @@ from qat.graph.convert import convert
 from qat.models import build
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
+from qat.runtimes.packed_model import PackedModel
 from qat.spec import Rule
 from tests.export.test_onnx import optimised_ops
 from tests.helpers import folded, make_scheme
@@ -107,12 +108,13 @@ def test_a_chip_lists_the_divisions(exported):
 
 
 def test_packed_file_says_that_batches_bring_the_grid(exported, tmp_path):
-    _, converted, _, _, sites, _ = exported
-    save_packed(converted, tmp_path / "m.safetensors", metadata={})
-    _, header = load_packed(tmp_path / "m.safetensors")
-    assert {s: form["dynamic"] for s, form in header["activations"].items()} == dict.fromkeys(
-        sites, "tensor"
-    )
+    _, converted, x, _, sites, _ = exported
+    path = tmp_path / "m.safetensors"
+    save_packed(converted, x[:1], path, metadata={})
+    _, header = load_packed(path)
+    found = {site: form["dynamic"] for site, form in header["activations"].items()}
+    assert found == dict.fromkeys(sites, "tensor")
+    assert torch.equal(PackedModel(path)(x), IntegerRun(converted)(x))
 
 
 @pytest.mark.parametrize("form", ["Gemm", "Add"])
