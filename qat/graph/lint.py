@@ -141,6 +141,13 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
         )
 
 
+def _into_int8(target: Target) -> str:
+    if target.name == "xnnpack":
+        return "write model.pte from model.safetensors with scripts/lower.py, which does that"
+    skip = "; target=generic skips this check" if target.refuses else ""
+    return f"subtract 128 from codes and zero points in the file, which changes no value{skip}"
+
+
 def _dynamic(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
     """Check what reads a grid that comes with the values; only matrices have kernels for one."""
     quantizer = plan.activations[site.source].format.quantizer if site.source else ""
@@ -192,13 +199,11 @@ def _saturates(site: WeightSite, plan: Plan, target: Target) -> bool:
 
 def _file(plan: Plan, target: Target) -> Iterator[Finding]:
     if target.int8_only and plan.activations:
-        skip = "; target=generic skips this check" if target.refuses else ""
         yield Finding(
             _severity(target),
             FILE,
-            f"activations are stored in uint8, signed ones at zero point 128, and "
-            f"{target.runtime} takes int8: subtract 128 from their codes and zero points in the "
-            f"file, which changes no value{skip}",
+            "activations are stored in uint8, signed ones at zero point 128, and "
+            f"{target.runtime} takes int8: {_into_int8(target)}",
         )
     if target.opset is not None and needed_opset(plan) > target.opset:
         yield Finding(
