@@ -141,13 +141,6 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
         )
 
 
-def _into_int8(target: Target) -> str:
-    if target.name == "xnnpack":
-        return "write model.pte from model.safetensors with scripts/lower.py, which does that"
-    skip = "; target=generic skips this check" if target.refuses else ""
-    return f"subtract 128 from codes and zero points in the file, which changes no value{skip}"
-
-
 def _dynamic(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
     """Check what reads a grid that comes with the values; only matrices have kernels for one."""
     quantizer = plan.activations[site.source].format.quantizer if site.source else ""
@@ -212,3 +205,10 @@ def _file(plan: Plan, target: Target) -> Iterator[Finding]:
             f"these formats need opset {needed_opset(plan)} and {target.runtime} reads up to "
             f"{target.opset}: use 8 bits without group_size",
         )
+
+
+def _into_int8(target: Target) -> str:
+    if target.name == "xnnpack":
+        return "write model.pte from model.safetensors with scripts/lower.py, which does that"
+    skip = "; target=generic skips this check" if target.refuses else ""
+    return f"subtract 128 from codes and zero points in the file, which changes no value{skip}"

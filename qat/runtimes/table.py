@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qat.errors import ConfigError
-from qat.export.openvino import OpenVinoModel
 from qat.export.runtime import OnnxModel
 from qat.runtimes.executorch import ExecutorchModel
 from qat.runtimes.inductor import InductorModel
+from qat.runtimes.openvino import OpenVinoModel
 from qat.runtimes.packed_model import PackedModel
 
 Runtime = OnnxModel | OpenVinoModel | PackedModel | ExecutorchModel

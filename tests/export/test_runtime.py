@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from qat.errors import ConfigError, ExportError
-from qat.export.openvino import OpenVinoModel
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs
 from qat.models import build
+from qat.runtimes.openvino import OpenVinoModel
 from qat.runtimes.table import RUNTIMES, find_runtime
 from tests.export.conftest import LEARNED, export
 from tests.helpers import make_scheme, smooth_images
