@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from qat.integer_layers import ActivationCodec, DynamicCodec, IntegerLayer
+from qat.integer_layers import ActivationCodec, DynamicCodec, DynamicTensorCodec, IntegerLayer
 from qat.subclass import plain_twin
 
 _MOVED = 128
@@ -72,7 +72,7 @@ def _input_reason(source: fx.Node, modules: Mapping[str, nn.Module]) -> str:
         if isinstance(module, ActivationCodec):
             bits = module.spec.bits
             return "" if bits <= 8 else f"an input of {bits} bits at site '{module.site}'"
-        if isinstance(module, DynamicCodec):
+        if isinstance(module, DynamicCodec | DynamicTensorCodec):
             return f"an input whose scale is found at run time, at site '{module.site}'"
         if module is not None and not isinstance(module, _PASSES):
             return "an input that is not quantized"

@@ -18,7 +18,7 @@ from qat.models import build
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
 from qat.runtimes.packed_model import PackedModel
-from qat.spec import Rule
+from qat.spec import Rule, Scheme
 from tests.export.test_onnx import optimised_ops
 from tests.helpers import folded, make_scheme
 
@@ -115,6 +115,28 @@ def test_packed_file_says_that_batches_bring_the_grid(exported, tmp_path):
     found = {site: form["dynamic"] for site, form in header["activations"].items()}
     assert found == dict.fromkeys(sites, "tensor")
     assert torch.equal(PackedModel(path)(x), IntegerRun(converted)(x))
+
+
+@pytest.mark.parametrize("optimise", [True, False])
+def test_a_fixed_grid_behind_a_brought_one(optimise, tmp_path):
+    """The bias is no code of the sums, and yet all round once: file, reference and chip."""
+    torch.manual_seed(0)
+    fixed = {"quantizer": "uniform", "signed": True, "symmetric": True}
+    rules = {**SCHEME.rules, "fixed": Rule("1", activation=fixed)}
+    x = torch.randn(64, 12)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5))
+    captured, plan = folded(model, Scheme("mixed", rules), x)
+    assert {s: a.format.quantizer for s, a in plan.activations.items()} == {
+        "input.input": "dynamic_tensor",
+        "1": "uniform",
+    }
+    converted = convert(captured)
+    sites = export_onnx(converted, x[:1], tmp_path / "m.onnx")
+    run = partial(IntegerRun, converted)
+    found = compare_sites(run, tmp_path / "m.onnx", sites, x, optimise=optimise)
+    assert {site.largest for site in found} == {0}
+    step = IntegerRun(converted)(x).abs().max() / 255
+    assert (ChipRun(converted)(x) - IntegerRun(converted)(x)).abs().max() < step
 
 
 @pytest.mark.parametrize("form", ["Gemm", "Add"])
