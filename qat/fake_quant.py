@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ class FakeQuant(nn.Module):
 
     @property
     def spec(self) -> QuantSpec:
-        """The site's number format."""
-        return self.quantizer.spec
+        """The number format of the site's codes."""
+        return self.quantizer.code_spec
 
     @property
     def active(self) -> bool:
@@ -133,6 +134,7 @@ def make_fake_quant(
     quantizer: str,
     observer: str,
     has_batch: bool,
+    options: Mapping[str, Any] | None = None,
 ) -> FakeQuant:
     """Build the fake-quant of one site by the names of its parts.
 
@@ -143,19 +145,25 @@ def make_fake_quant(
         quantizer: A name in ``QUANTIZERS``.
         observer: A name in ``OBSERVERS``.
         has_batch: Whether axis 0 counts samples (activations).
+        options: What the quantizer takes beyond its format.
 
     Raises:
-        SpecError: If a name is unknown.
+        SpecError: If a name is unknown, or the quantizer does not take format or options.
     """
     for name, table in ((quantizer, QUANTIZERS), (observer, OBSERVERS)):
         if name not in table:
             raise SpecError(f"expected one of {sorted(table)} at site '{site}', got {name!r}.")
-    scale_shape = spec.scale_shape(shape)
-    return FakeQuant(
-        site,
-        OBSERVERS[observer](spec, scale_shape),
-        QUANTIZERS[quantizer](spec, scale_shape, has_batch=has_batch),
-    )
+    scale_shape, given = spec.scale_shape(shape), dict(options or {})
+    try:
+        made = QUANTIZERS[quantizer](spec, scale_shape, has_batch=has_batch, **given)
+    except SpecError as error:
+        raise SpecError(f"site '{site}': {error}") from None
+    except TypeError as error:
+        raise SpecError(
+            f"expected options that quantizer '{quantizer}' takes at site '{site}', got {given} "
+            f"({error}): correct or remove them."
+        ) from error
+    return FakeQuant(site, OBSERVERS[observer](spec, scale_shape), made)
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuant]:

@@ -134,7 +134,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def spec(self) -> QuantSpec:
-        """The weight's number format."""
+        """The number format of the weight's codes."""
         return self.weight_quant.spec
 
     @property
@@ -179,7 +179,7 @@ class QuantizedLayer(nn.Module):
         floor = torch.full((), MIN_SCALE**2, device=scale.device)
         bias, source = self._folded_bias(), self.links.input_quant
         if bias is not None and source is not None and source.is_static:
-            reach = source.quantizer.scale.double() * (MAX_BIAS_CODE / quantizer.spec.storage_gain)
+            reach = source.quantizer.scale.double() * (MAX_BIAS_CODE / self.spec.storage_gain)
             needed = (bias.double().abs() / reach).float()
             floor = torch.maximum(floor, channel_view(self, needed) if scale.ndim else needed.max())
         held = torch.maximum(scale, floor)
@@ -197,7 +197,7 @@ class QuantizedLayer(nn.Module):
         scale, held = self._folded_scales()
         shrink = expand(scale, weight.shape) / expand(held, weight.shape)  # 1 but for dead channels
         codes = ((steps - offset) * shrink).round() + offset
-        gain = quantizer.spec.storage_gain
+        gain = self.spec.storage_gain
         return codes * gain, held / gain, quantizer.zero_point
 
     @torch.no_grad()

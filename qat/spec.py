@@ -12,7 +12,7 @@ from typing import Literal
 
 from qat.errors import SpecError
 
-MIN_BITS, MAX_BITS = 2, 16
+MIN_BITS, MAX_BITS = 1, 16
 BatchNormMode = Literal["late", "folded"]
 FunctionMode = Literal["float", "table"]
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -31,8 +31,8 @@ class QuantSpec:
     """One integer number format: real value = ``scale * (code - zero_point)``.
 
     Args:
-        bits: Width of a code, 2 to 16.
-        signed: Codes from ``-2**(bits-1)`` instead of from 0.
+        bits: Width of a code, 1 to 16.
+        signed: Codes from ``-2**(bits-1)`` instead of from 0; with 1 bit, the codes -1 and 1.
         symmetric: The zero point is 0; otherwise it is an integer of the grid (affine).
         axis: Axis of the tensor with one scale per index; ``None`` for one scale per tensor.
         group_size: Also one scale per so many consecutive indices of axis 1 (needs ``axis=0``).
@@ -86,12 +86,16 @@ class QuantSpec:
     @property
     def qmin(self) -> int:
         """Lowest code of the grid."""
-        return (-(2 ** (self.bits - 1)) + self.narrow) if self.signed else 0
+        if not self.signed:
+            return 0
+        return min(-1, -(2 ** (self.bits - 1)) + self.narrow)
 
     @property
     def qmax(self) -> int:
         """Highest code of the grid."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        if not self.signed:
+            return 2**self.bits - 1
+        return max(1, 2 ** (self.bits - 1) - 1)
 
     @property
     def storage_gain(self) -> int:

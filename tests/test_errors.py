@@ -56,8 +56,8 @@ def fails(arguments, folder, monkeypatch, capsys):
             [*TINY, "model=custom", "model._target_=nosuch.Net"],
             ["nosuch.Net", "ModuleNotFoundError", "install its package"],
         ),
-        ([*DIGITS, "scheme.rules.body.weight.bits=17"], ["bits from 2 to 16", "17", "choose"]),
-        ([*DIGITS, "scheme.rules.body.weight.bits=1"], ["bits from 2 to 16", "bits=1", "choose"]),
+        ([*DIGITS, "scheme.rules.body.weight.bits=17"], ["bits from 1 to 16", "17", "choose"]),
+        ([*DIGITS, "scheme.rules.body.weight.bits=0"], ["bits from 1 to 16", "bits=0", "choose"]),
         ([*DIGITS, "scheme.rules.body.weight.bits=x"], ["bits to be int", "'x'", "correct"]),
         (
             [*TINY, "+scheme.rules.mine={match: nosuch, weight: {bits: 4}}"],

@@ -55,8 +55,8 @@ def test_scale_shape(axis, group_size, shape, expected):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: QuantSpec(1), "bits from 2 to 16, got bits=1"),
-        (lambda: QuantSpec(17), "bits from 2 to 16, got bits=17"),
+        (lambda: QuantSpec(0), "bits from 1 to 16, got bits=0"),
+        (lambda: QuantSpec(17), "bits from 1 to 16, got bits=17"),
         (lambda: QuantSpec(8, signed=False, narrow=True), "narrow=true only with signed=true"),
         (lambda: QuantSpec(8, axis=-1), "axis >= 0, got axis=-1"),
         (lambda: QuantSpec(8, axis=0, group_size=0), "got group_size=0, axis=0"),

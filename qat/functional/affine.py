@@ -6,6 +6,7 @@ with the reciprocal moves values across ties. Everything is computed in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from qat.spec import QuantSpec
 
 MIN_SCALE = 2.0**-26
 MAX_BIAS_CODE = 2**30
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""Gradient of a rounded value, and how far it lies above its code, in steps → that of its input."""
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -84,10 +87,18 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, factor: float
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        ends: tuple[int, int],
+        factor: float,
+        estimate: Estimator | None,
     ) -> Tensor:
+        qmin, qmax = ends
         ctx.save_for_backward(x, scale, zero_point)
         ctx.grid = (qmin, qmax, factor)
+        ctx.estimate = estimate
         y = dequantize(quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
         return y if qmax - qmin > 255 else y.to(x.dtype)  # half floats cannot hold wider codes
 
@@ -99,10 +110,12 @@ class _FakeQuantize(torch.autograd.Function):
         offset = expand(zero_point, x.shape)
         steps = x.float() / expand(scale, x.shape)
         inside = (steps >= qmin - offset) & (steps <= qmax - offset)
-        grad_x = (grad * inside).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad_scale = None
+        nearest = steps.round()
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            passed = grad if ctx.estimate is None else ctx.estimate(grad, steps - nearest)
+            grad_x = (passed * inside).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            nearest = steps.round()
             clipped = torch.minimum(torch.maximum(nearest, qmin - offset), qmax - offset)
             slope = torch.where(inside, nearest - steps, clipped)
             grad_scale = reduce_to(grad * slope, scale.shape).mul_(factor)
@@ -110,7 +123,13 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, *, factor: float = 1.0
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    spec: QuantSpec,
+    *,
+    factor: float = 1.0,
+    estimate: Estimator | None = None,
 ) -> Tensor:
     """Snap ``x`` to the grid of ``spec``, with straight-through gradients for ``x`` and ``scale``.
 
@@ -124,6 +143,7 @@ def fake_quantize(
         zero_point: Code of the real value 0; shape of ``scale``.
         spec: The number format.
         factor: Multiplies the gradient of ``scale``.
+        estimate: What the gradient of ``x`` is inside the grid, instead of straight through.
 
     Returns:
         Real values on the grid: shape and dtype of ``x``, but float32 for codes over 8 bits.
@@ -135,7 +155,8 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-3.0, 0.3, 9.0]), one, one * 0, QuantSpec(2))
         tensor([-1.0000,  0.5000,  0.5000])
     """
-    return _FakeQuantize.apply(x, scale, zero_point, spec.qmin, spec.qmax, factor)
+    ends = (spec.qmin, spec.qmax)
+    return _FakeQuantize.apply(x, scale, zero_point, ends, factor, estimate)
 
 
 def _cover(end: Tensor, code: int) -> Tensor:

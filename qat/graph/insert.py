@@ -54,6 +54,7 @@ def _activation_quant(site: ActivationSite) -> FakeQuant:
         form.spec,
         site.shape,
         quantizer=form.quantizer,
+        options=form.options,
         observer=form.observer,
         has_batch=True,
     )
@@ -82,6 +83,7 @@ def _weight_quant(site: WeightSite) -> FakeQuant:
         form.spec,
         site.shape,
         quantizer=form.quantizer,
+        options=form.options,
         observer=form.observer,
         has_batch=False,
     )

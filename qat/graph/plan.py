@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ class Format:
     spec: QuantSpec
     quantizer: str
     observer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the quantizer takes beyond its format."""
 
     def __str__(self) -> str:
         return f"{self.spec}, {self.quantizer}/{self.observer}"

@@ -113,17 +113,31 @@ def make_format(name: str, patch: dict[str, object]) -> Format:
         SpecError: If a field is missing, or two contradict each other.
     """
     values: dict[str, Any] = dict(patch)
-    parts = [values.pop(key, None) for key in ("quantizer", "observer")]
-    if "bits" not in values or None in parts:
+    quantizer, observer = (values.pop(key, None) for key in ("quantizer", "observer"))
+    if "bits" not in values or not quantizer or not observer:
         missing = [k for k in ("bits", "quantizer", "observer") if not patch.get(k)]
         raise SpecError(
             f"expected the rules to give bits, quantizer and observer for site '{name}', "
             f"got no {', '.join(missing)}: set them in the first rule."
         )
     try:
-        return Format(QuantSpec(**values), *map(str, parts))
+        word, options = _word(quantizer)
+        return Format(QuantSpec(**values), word, str(observer), options)
     except SpecError as error:
         raise SpecError(f"site '{name}': {error}") from None
+
+
+def _word(quantizer: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name of a quantizer and its options, which stand beside the name in a mapping."""
+    if not isinstance(quantizer, Mapping):
+        return str(quantizer), {}
+    options: dict[str, Any] = dict(quantizer)
+    if "name" not in options:
+        raise SpecError(
+            f"expected a quantizer's name, or a mapping with name and options, got {options}: "
+            "add name."
+        )
+    return str(options.pop("name")), options
 
 
 def batch_norm_mode(scheme: Scheme, spec: QuantSpec) -> BatchNormMode:

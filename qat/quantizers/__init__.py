@@ -1,6 +1,6 @@
 """Quantizers: one paper, one file, one word in a recipe."""
 
-from qat.quantizers.base import Quantizer
+from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.lsq import LSQ
@@ -13,4 +13,4 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "uniform": Uniform,
 }
 
-__all__ = ["LSQ", "QUANTIZERS", "Dynamic", "DynamicTensor", "Quantizer", "Uniform"]
+__all__ = ["LSQ", "QUANTIZERS", "Deployable", "Dynamic", "DynamicTensor", "Quantizer", "Uniform"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.errors import SpecError
 from qat.functional.affine import dequantize, quantize
 from qat.functional.dynamic import token_scale
 from qat.functional.ste import replace_value
@@ -34,24 +33,18 @@ class Dynamic(Quantizer):
     """
 
     is_dynamic = True
-    word, needs = "dynamic", "symmetric and not power_of_two"
-    """Its name and its formats in messages."""
+    needs = "activations that are symmetric and not power_of_two"
     observed_scale: Tensor
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        if not has_batch or not self.fits(spec):
-            raise SpecError(
-                f"expected the quantizer '{self.word}' on activations that are {self.needs}, "
-                f"got {'an activation' if has_batch else 'a weight'} in {spec}: "
-                "correct the format, or choose another quantizer."
-            )
         self.register_buffer("observed_scale", torch.ones(scale_shape))
 
-    @staticmethod
-    def fits(spec: QuantSpec) -> bool:
-        """Whether the quantizer has the format ``spec``."""
-        return spec.symmetric and not spec.power_of_two
+    @classmethod
+    def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
+        """Whether the quantizer has the format ``spec``, for activations or for weights."""
+        fits = super().fits(spec, has_batch=has_batch)
+        return fits and has_batch and spec.symmetric and not spec.power_of_two
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale, real units, and zero point that ``x`` brings; both broadcast to it.

@@ -27,12 +27,12 @@ class DynamicTensor(Dynamic):
         SpecError: If the format is another one, or the site is a weight.
     """
 
-    word, needs = "dynamic_tensor", "bits: 8, signed: false, symmetric: false"
+    needs = "activations with bits: 8, signed: false, symmetric: false"
 
-    @staticmethod
-    def fits(spec: QuantSpec) -> bool:
-        """Whether the quantizer has the format ``spec``."""
-        return spec == QuantSpec(8, signed=False, symmetric=False)
+    @classmethod
+    def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
+        """Whether the quantizer has the format ``spec``, for activations or for weights."""
+        return has_batch and spec == QuantSpec(8, signed=False, symmetric=False)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale, real units, and zero point that ``x`` brings; both ``()``.

@@ -55,6 +55,10 @@ class LSQ(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        shared = x.numel() / self.learned_scale.numel() / (x.shape[0] if self.has_batch else 1)
-        factor = (max(shared, 1.0) * self.spec.qmax) ** -0.5
+        factor = self.gradient_factor(x)
         return fake_quantize(x, self.scale, self.zero_point, self.spec, factor=factor)
+
+    def gradient_factor(self, x: Tensor) -> float:
+        """Return what the gradient of the scale is multiplied by for real values ``x``."""
+        shared = x.numel() / self.learned_scale.numel() / (x.shape[0] if self.has_batch else 1)
+        return (max(shared, 1.0) * self.spec.qmax) ** -0.5

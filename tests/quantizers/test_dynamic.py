@@ -97,5 +97,5 @@ def test_codec_computes_the_same_bits():
     ids=["affine", "power-of-two", "weight"],
 )
 def test_formats_that_make_no_sense(spec, has_batch):
-    with pytest.raises(SpecError, match="quantizer 'dynamic' on activations that are symmetric"):
+    with pytest.raises(SpecError, match="quantizer Dynamic on activations that are symmetric"):
         QUANTIZERS["dynamic"](spec, (), has_batch=has_batch)

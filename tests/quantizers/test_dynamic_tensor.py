@@ -112,5 +112,5 @@ def test_codec_computes_the_same_bits():
     ids=["symmetric", "four bits", "weight"],
 )
 def test_formats_that_the_operator_does_not_have(spec, has_batch):
-    with pytest.raises(SpecError, match="quantizer 'dynamic_tensor' on activations"):
+    with pytest.raises(SpecError, match="quantizer DynamicTensor on activations"):
         QUANTIZERS["dynamic_tensor"](spec, (), has_batch=has_batch)
