@@ -16,6 +16,7 @@ LAYERS = [
     {"subclass"},
     {"batch_norm"},
     {"layers"},
+    {"codecs"},
     {"integer_layers"},
     {"graph", "models", "data", "pruning", "export", "analysis"},
     {"reference", "initialise"},

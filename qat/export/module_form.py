@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec, storage_type
 from qat.errors import ExportError
 from qat.export.allowed import MODULES
 from qat.export.arguments import decode, encode
-from qat.integer_layers import (
-    ActivationCodec,
-    ChannelAffine,
-    DynamicCodec,
-    DynamicTensorCodec,
-    IntegerLayer,
-    make_integer,
-    storage_type,
-)
+from qat.integer_layers import ChannelAffine, IntegerLayer, make_integer
 from qat.spec import QuantSpec
 from qat.subclass import original_class
 

@@ -14,12 +14,13 @@ from copy import deepcopy
 from torch import fx, nn
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.codecs import ActivationCodec, make_codec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
-from qat.integer_layers import ActivationCodec, ChannelAffine, convert_layer, make_codec
+from qat.integer_layers import ChannelAffine, convert_layer
 from qat.layers import QuantizedLayer, quantized_layers
 
 _CLIPS = ("relu", "relu6")

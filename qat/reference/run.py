@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.codecs import ActivationCodec, DynamicTensorCodec, make_codec
 from qat.errors import VerificationError
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
@@ -26,7 +27,6 @@ from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
 from qat.graph.signature import unflatten_output
-from qat.integer_layers import ActivationCodec, DynamicTensorCodec, make_codec
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
 from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
 
