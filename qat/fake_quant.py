@@ -68,6 +68,8 @@ class FakeQuant(nn.Module):
             self.observer.observe(x)
             if self.phase is Phase.QUANTIZE:
                 self.quantizer.set_range(*self.observer.range())
+        if self.training and self.phase in (Phase.OBSERVE, Phase.QUANTIZE):
+            self.quantizer.follow(x)
         return self.quantizer(x) if self.active else x
 
     @property

@@ -20,8 +20,12 @@ from qat.observers import OBSERVERS
 from qat.quantizers import QUANTIZERS
 from qat.spec import QuantSpec
 
-SPECS = {"dynamic_tensor": QuantSpec(8, signed=False, symmetric=False)}
-"""Of quantizers that have one format alone."""
+SPECS = {
+    "apot": QuantSpec(4),
+    "dynamic_tensor": QuantSpec(8, signed=False, symmetric=False),
+    "power_of_two": QuantSpec(4),
+}
+"""Of quantizers that do not have 8 bits."""
 FOLLOWING = ("min_max", "moving_average")
 
 
@@ -155,7 +159,7 @@ def test_site_that_saw_no_finite_range_is_an_error(observer, value):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"quantizer": "lsqq"}, r"'lsq', 'uniform'\] at site 'block\.relu', got 'lsqq'"),
+        ({"quantizer": "lsqq"}, r"'uniform'\] at site 'block\.relu', got 'lsqq'"),
         ({"observer": "max"}, r"'percentile', 'unit_range'\] at site 'block\.relu', got 'max'"),
     ],
 )

@@ -58,6 +58,16 @@ def reduce_to(x: Tensor, shape: torch.Size) -> Tensor:
     return x
 
 
+def mean_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Average ``x`` down to a scale's ``shape``.
+
+    Args:
+        x: Real values. Shape ``(...)``.
+        shape: A shape that ``expand`` takes for ``x``.
+    """
+    return reduce_to(x, shape) / (x.numel() // shape.numel())
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """Return the integer codes of ``x`` as float32, shape of ``x``.
 

@@ -95,7 +95,10 @@ def _weight_quant_of_twin(
     """Return the fake-quant of a layer that has the very same weight, and the same format."""
     weight = layer._parameters["weight"]
     for _, other in quantized_layers(captured):
-        if other._parameters["weight"] is weight and other.spec == site.format.spec:
+        if (
+            other._parameters["weight"] is weight
+            and other.weight_quant.quantizer.spec == site.format.spec
+        ):
             return other.weight_quant
     return None
 

@@ -108,6 +108,13 @@ class Quantizer(nn.Module, ABC):
         """Return the integer codes of real values ``x`` as float32, shape of ``x``."""
         return quantize(x, self.scale, self.zero_point, self.spec.qmin, self.spec.qmax)
 
+    def follow(self, x: Tensor) -> None:
+        """Take what the scale is made of, beyond a range, from a tensor; nothing is, here.
+
+        Args:
+            x: Real values, as they pass in training until scales are frozen. Shape ``(...)``.
+        """
+
     def anneal(self, progress: float) -> None:
         """Sharpen what is soft in training; nothing is, here.
 

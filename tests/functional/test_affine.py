@@ -15,6 +15,7 @@ from qat.functional.affine import (
     expand,
     fake_quantize,
     fake_quantize_bias,
+    mean_to,
     quantize,
     quantize_bias,
     reduce_to,
@@ -217,6 +218,17 @@ def test_reduce_to_is_the_adjoint_of_expand(shape):
     reduced = reduce_to(x, scale.shape)
     assert reduced.shape == scale.shape
     assert (expand(scale, x.shape) * x).sum() == (scale * reduced).sum()
+
+
+@pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 6, 1), (4, 2, 1)], ids=str)
+def test_mean_to_averages_the_elements_of_each_scale(shape):
+    whole = torch.randint(-8, 8, (4, 6, 4)).float()
+    for index in range(torch.Size(shape).numel()):
+        marker = torch.zeros(torch.Size(shape).numel())
+        marker[index] = 1
+        mask = expand(marker.view(shape), whole.shape).expand_as(whole) == 1
+        found = mean_to(whole, torch.Size(shape)).flatten()[index]
+        assert found == whole[mask].mean()  # sums of whole numbers, one division: exact
 
 
 RANGES = [(-1.0, 1.0), (-0.3, 7.0), (-7.0, 0.1), (0.0, 5.0), (2.0, 5.0), (-5.0, 0.0), (-5.0, -2.0)]
