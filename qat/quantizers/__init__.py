@@ -4,13 +4,24 @@ from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.lsq import LSQ
+from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
     "lsq": LSQ,
+    "lsq_plus": LSQPlus,
     "uniform": Uniform,
 }
 
-__all__ = ["LSQ", "QUANTIZERS", "Deployable", "Dynamic", "DynamicTensor", "Quantizer", "Uniform"]
+__all__ = [
+    "LSQ",
+    "QUANTIZERS",
+    "Deployable",
+    "Dynamic",
+    "DynamicTensor",
+    "LSQPlus",
+    "Quantizer",
+    "Uniform",
+]
