@@ -89,6 +89,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "functional/ste",
         "functional/affine",
         "quantizers/lsq",
+        "quantizers/lsq_plus",
         "layers",
         "pruning/magnitude",
         "functional/rounding",

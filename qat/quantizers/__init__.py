@@ -5,6 +5,7 @@ from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.lsq import LSQ
+from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.power_of_two import PowerOfTwo
 from qat.quantizers.table import TableQuantizer
 from qat.quantizers.uniform import Uniform
@@ -15,6 +16,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic_tensor": DynamicTensor,
     "lsq": LSQ,
     "power_of_two": PowerOfTwo,
+    "lsq_plus": LSQPlus,
     "uniform": Uniform,
 }
 
@@ -25,6 +27,7 @@ __all__ = [
     "Deployable",
     "Dynamic",
     "DynamicTensor",
+    "LSQPlus",
     "PowerOfTwo",
     "Quantizer",
     "TableQuantizer",

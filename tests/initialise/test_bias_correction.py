@@ -105,7 +105,7 @@ def test_layers_with_no_place_are_named_and_others_are_corrected():
 
 
 def test_it_wins_back_accuracy_at_three_bits_for_the_tensor():
-    """Of four networks three win back 32 to 77 % of what they lost; one, of 2.4 points, loses 2.6."""
+    """Three of four networks win back 32 to 77 % of their loss; one, of 2.4 points, loses 2.6."""
     lost = won = 0.0
     for seed in range(3):
         torch.manual_seed(seed)
