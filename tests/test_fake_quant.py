@@ -156,7 +156,7 @@ def test_site_that_saw_no_finite_range_is_an_error(observer, value):
     ("parts", "message"),
     [
         ({"quantizer": "lsqq"}, r"'lsq', 'uniform'\] at site 'block\.relu', got 'lsqq'"),
-        ({"observer": "max"}, r"'percentile', 'unit_range'\] at site 'block\.relu', got 'max'"),
+        ({"observer": "max"}, r"'sawb', 'unit_range'\] at site 'block\.relu', got 'max'"),
     ],
 )
 def test_unknown_part_is_an_error(parts, message):

@@ -12,6 +12,9 @@ from qat.spec import QuantSpec
 class Histogram(MinMax):
     """Count values in equal bins that widen, by rebinning, as larger ones come.
 
+    Counting moves a value by at most half a bin, and so does each rebinning: behind ``k`` batches,
+    or merges, a value lies within ``k / 2`` of the final bins of where it was. The ends are exact.
+
     Args:
         spec: The number format that the range is for.
         scale_shape: Shape of the scale; each of its entries has a histogram of its own.
@@ -45,9 +48,31 @@ class Histogram(MinMax):
         return counts.scatter_add_(1, index, weights.expand_as(values))
 
     def _update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        old = None if self._counts is None else (self._centres(), self._counts)
-        super()._update(rows, low, high)
+        seen = self._snapshot()
+        super()._update(rows, low, high)  # low and high are those of all processes: equal edges
         one = torch.ones((), dtype=torch.int64, device=rows.device)  # float32 stops at 2**24
         self._counts = sum_over_ranks(self._count(rows, one))
-        if old is not None:
-            self._counts += self._count(*old)
+        self._add(seen)
+
+    def _snapshot(self) -> tuple[Tensor, Tensor] | None:
+        return None if self._counts is None else (self._centres(), self._counts)
+
+    def _add(self, seen: tuple[Tensor, Tensor] | None) -> None:
+        if seen is not None:
+            counts = self._count(*seen)
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    @torch.no_grad()
+    def merge(self, other: Histogram) -> None:
+        """Take in what ``other`` saw, as if it had been seen here, up to one rebinning.
+
+        Args:
+            other: Made for the same format, shape and bins; it stays as it is.
+        """
+        assert (other.bins, other.low.shape) == (self.bins, self.low.shape)
+        parts = self._snapshot(), other._snapshot()
+        torch.minimum(self.low, other.low, out=self.low)
+        torch.maximum(self.high, other.high, out=self.high)
+        self._counts = None
+        for part in parts:
+            self._add(part)
