@@ -16,8 +16,8 @@ from tests.observers.batches import SPECS, draw, joined, make, observed
 
 def densities():
     """Yield magnitudes and densities of the paper's six distributions, cut far out."""
-    unit, far = np.linspace(0, 1, 2001), np.linspace(0, 30, 6001)
-    circle = np.linspace(0, math.pi, 2001)
+    unit, far = np.linspace(0, 1, 8001), np.linspace(0, 30, 24001)
+    circle = np.linspace(0, math.pi, 8001)
     yield unit, np.ones_like(unit)
     yield unit, 1 - unit
     yield far / 3, np.exp(-((far / 3) ** 2) / 2)
