@@ -1,5 +1,6 @@
 """What happens during training: each trick of time is one callback with its state saved."""
 
+from qat.training.callbacks.anneal import Anneal
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
 from qat.training.callbacks.checkpoint import QuantizedCheckpoint, QuantizedEarlyStopping
 from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
@@ -10,6 +11,7 @@ from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.prune import Prune
 
 __all__ = [
+    "Anneal",
     "Calibrate",
     "CalibrateActivations",
     "Clock",
