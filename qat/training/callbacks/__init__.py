@@ -8,6 +8,7 @@ from qat.training.callbacks.distill import Distill
 from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
 from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.monitor import Monitor
+from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
 from qat.training.callbacks.prune import Prune
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Calibrate",
     "CalibrateActivations",
     "Clock",
+    "Dampen",
     "Distill",
     "EpochLines",
     "Fold",
     "FreezeBatchNorm",
     "FreezeObservers",
+    "FreezeOscillations",
     "Monitor",
     "PhaseProgressBar",
     "Prune",
@@ -27,4 +30,5 @@ __all__ = [
     "QuantizedEarlyStopping",
     "SeedSteps",
     "StopOnNonFinite",
+    "TrackOscillations",
 ]
