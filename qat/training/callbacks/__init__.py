@@ -1,6 +1,7 @@
 """What happens during training: each trick of time is one callback with its state saved."""
 
 from qat.training.callbacks.anneal import Anneal
+from qat.training.callbacks.average import EMA
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
 from qat.training.callbacks.checkpoint import QuantizedCheckpoint, QuantizedEarlyStopping
 from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
@@ -10,8 +11,10 @@ from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
 from qat.training.callbacks.prune import Prune
+from qat.training.callbacks.reestimate import ReestimateBatchNorm
 
 __all__ = [
+    "EMA",
     "Anneal",
     "Calibrate",
     "CalibrateActivations",
@@ -28,6 +31,7 @@ __all__ = [
     "Prune",
     "QuantizedCheckpoint",
     "QuantizedEarlyStopping",
+    "ReestimateBatchNorm",
     "SeedSteps",
     "StopOnNonFinite",
     "TrackOscillations",
