@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qat.fake_quant import FakeQuant
-from qat.functional.codes import dequantize_codes, quantize_codes, quantize_dynamic
+from qat.functional.affine import dequantize
+from qat.functional.codes import dequantize_codes, look_up, quantize_codes, quantize_dynamic
 from qat.functional.dynamic import token_scale
-from qat.quantizers import DynamicTensor
+from qat.quantizers import DynamicTensor, TableQuantizer
 from qat.spec import QuantSpec
 
 
@@ -75,6 +76,36 @@ class ActivationCodec(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
         return dequantize_codes(self.codes(x), self.scale, self.zero_point, 0, 0)
+
+
+class Lookup(nn.Module):
+    """Move real values onto a grid by a table, in front of a quantize that then rounds nothing.
+
+    Args:
+        thresholds: Ascending real values, shape ``(n,)``.
+        values: Points of the grid, real values, shape ``(n + 1,)``.
+    """
+
+    thresholds: Tensor
+    values: Tensor
+
+    def __init__(self, thresholds: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("thresholds", thresholds)
+        self.register_buffer("values", values)
+
+    @classmethod
+    def of(cls, fake_quant: FakeQuant) -> Lookup | None:
+        """Return the table of a trained fake-quant, ``None`` where codes are rounded quotients."""
+        quantizer = fake_quant.quantizer
+        if not isinstance(quantizer, TableQuantizer):
+            return None
+        thresholds, codes = quantizer.table()
+        return cls(thresholds, dequantize(codes, quantizer.scale.detach(), quantizer.zero_point))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return points of the grid, real values, shape of ``x``."""
+        return look_up(x, self.thresholds, self.values)
 
 
 class DynamicCodec(nn.Module):

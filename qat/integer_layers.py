@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.batch_norm import channel_affine, channel_gain, channel_shift
-from qat.codecs import make_codec, storage_type
+from qat.codecs import Lookup, make_codec, storage_type
 from qat.functional.codes import dequantize_codes
 from qat.layers import IntegerParameters, QuantizedLayer, restore_layer
 from qat.spec import QuantSpec
@@ -125,7 +125,9 @@ def convert_layer(layer: QuantizedLayer) -> None:
     }
     make_integer(layer, spec, axis, block, buffers)
     if links.inner and links.input_quant is not None:
-        layer.add_module("input_codec", make_codec(links.input_quant))
+        lookup, codec = Lookup.of(links.input_quant), make_codec(links.input_quant)
+        whole = codec if lookup is None else nn.Sequential(lookup, codec)
+        layer.add_module("input_codec", whole)
 
 
 def make_integer(
