@@ -25,7 +25,7 @@ from qat.gate import ONNX, PACKED, Evaluation, verify
 from qat.graph.captured import Captured
 from qat.graph.convert import convert
 from qat.graph.plan import Plan
-from qat.training.evaluate import Score
+from qat.training.evaluate import Score, evaluate
 
 log = logging.getLogger("qat")
 
@@ -79,18 +79,48 @@ def write_artifact(
         save_packed(model, example, folder / PACKED, metadata=facts)
     with _timed(seconds, "verify"):
         proof = verify(captured, model, folder, evaluation)
-    scores = {**baseline.scores, **proof.scores}
     files = {"onnx": folder / ONNX, "safetensors": folder / PACKED}
-    report = Report(
-        name=str(description["name"]),
+    report = _report({**baseline.scores, **proof.scores}, baseline, plan, facts, seconds)
+    report.verification, report.layers = proof.verification, layer_rows(model)
+    report.size_bytes |= {kind: path.stat().st_size for kind, path in files.items()}
+    report.save(folder)
+    return report
+
+
+def write_study(
+    captured: Captured,
+    plan: Plan,
+    folder: Path,
+    evaluation: Evaluation,
+    baseline: Baseline,
+    *,
+    description: Mapping[str, Any],
+    seconds: dict[str, float] | None = None,
+) -> Report:
+    """Write a report of what a trained model predicts, and no files; arguments as above."""
+    seconds = dict(seconds or {})
+    with _timed(seconds, "evaluate"):
+        scores = {**baseline.scores, "fake_quant": evaluate(captured.cpu(), evaluation.batches)}
+    facts = {**description, "scheme": plan.scheme, "versions": versions()}
+    report = _report(scores, baseline, plan, facts, seconds)
+    report.save(folder)
+    return report
+
+
+def _report(
+    scores: Mapping[str, Score],
+    baseline: Baseline,
+    plan: Plan,
+    facts: Mapping[str, Any],
+    seconds: dict[str, float],
+) -> Report:
+    return Report(
+        name=str(facts["name"]),
         accuracy={kind: found.accuracy for kind, found in scores.items()},
         perplexity={kind: found.perplexity for kind, found in scores.items()},
-        verification=proof.verification,
-        size_bytes={
-            "float": baseline.size_bytes,
-            **{kind: path.stat().st_size for kind, path in files.items()},
-        },
-        layers=layer_rows(model),
+        verification=None,
+        size_bytes={"float": baseline.size_bytes},
+        layers=[],
         seconds=seconds,
         float_share=plan.float_share,
         details={
@@ -99,8 +129,6 @@ def write_artifact(
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         },
     )
-    report.save(folder)
-    return report
 
 
 def versions() -> dict[str, str]:

@@ -80,6 +80,9 @@ def _job(cfg: DictConfig) -> float | None:
     shown = ", ".join(f"{kind} {value:.2f} %" for kind, value in report.accuracy.items())
     log = logging.getLogger("qat")
     log.info("accuracy: %s", shown)
+    if report.verification is None:
+        log.info("nothing was exported; report in %s", cfg.output_dir)
+        return report.accuracy["fake_quant"]
     agreement = report.verification.agreement.items()
     log.info("agreement: %s", ", ".join(f"{kind} {share:.4%}" for kind, share in agreement))
     log.info("passed; artifact and report in %s", cfg.output_dir)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from qat.artifact import Baseline, write_artifact
+from qat.artifact import Baseline, write_artifact, write_study
 from qat.assemble import Config, Setup, describe, make_evaluation, make_task, make_trainer, set_up
 from qat.batch_norm import batch_norms
 from qat.data import DataModule
@@ -77,7 +77,8 @@ def run(cfg: DictConfig) -> Report | None:
     if not trainer.is_global_zero:
         return None
     report = _finish(trainer, setup, config, folder)
-    report.verification.check()
+    if report.verification is not None:
+        report.verification.check()
     return report
 
 
@@ -116,7 +117,8 @@ def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, resume: Path | No
 def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> Report:
     found: dict[type, Any] = {type(c): c for c in trainer.callbacks}  # pyright: ignore[reportAttributeAccessIssue]
     calibrate, clock = found.get(Calibrate), found.get(Clock)
-    report = write_artifact(
+    write = write_artifact if find_target(config["target"]).exports else write_study
+    report = write(
         setup.captured,
         setup.plan,
         folder,

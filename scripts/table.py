@@ -30,12 +30,12 @@ HEAD = (
 
 
 def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Return the name of each run to its passed reports, the newest of every seed."""
+    """Return the name of each run to its reports, the newest of every seed; none that failed."""
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     paths = [path for folder in folders for path in folder.rglob("report.json")]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime):
         report = json.loads(path.read_text())
-        if report["passed"]:
+        if report["passed"] is not False:
             newest[report["name"], str(report["details"]["seed"])] = report
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for (name, _), report in sorted(newest.items()):
@@ -47,6 +47,12 @@ def spread(values: list[float], digits: int = 2) -> str:
     """Return the mean, and the deviation where there are several values."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def least_agreement(reports: list[dict[str, Any]]) -> str:
+    """Return the least agreement of the files, percent; studies have none."""
+    shares = [r["agreement"]["onnxruntime"] for r in reports if "agreement" in r]
+    return f"{100 * min(shares):.2f}" if shares else "-"
 
 
 def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -63,9 +69,9 @@ def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
         accuracy("float"),
         accuracy("fake_quant"),
         accuracy("onnxruntime"),
-        f"{100 * min(r['agreement']['onnxruntime'] for r in reports):.2f}",
+        least_agreement(reports),
         f"{last['size_bytes']['float']:,}",
-        f"{last['size_bytes']['safetensors']:,}",
+        f"{last['size_bytes'].get('safetensors', 0):,}",
         spread([sum(r["seconds"].values()) for r in reports]),
         last["details"].get("date", "-"),
         last["details"].get("machine", "-"),

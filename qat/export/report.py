@@ -49,7 +49,8 @@ class Report:
     Attributes:
         name: The run's name.
         accuracy: Percent on the whole evaluation set, by kind of model.
-        verification: The comparison of files with the trained model.
+        verification: The comparison of files with the trained model; ``None`` of a study, which
+            ends without files.
         size_bytes: Bytes, by kind of file.
         layers: The quantized layers.
         seconds: Seconds, by phase.
@@ -60,7 +61,7 @@ class Report:
 
     name: str
     accuracy: dict[str, float]
-    verification: Verification
+    verification: Verification | None
     size_bytes: dict[str, int]
     layers: list[LayerRow]
     seconds: dict[str, float]
@@ -72,7 +73,7 @@ class Report:
         """Return plain values, ready for JSON."""
         return {
             "name": self.name,
-            **self.verification.to_dict(),
+            **(self.verification.to_dict() if self.verification else {"passed": None}),
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
             "size_bytes": self.size_bytes,
@@ -84,19 +85,13 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        check = self.verification
-        first = check.first_difference
-        where = f"first differing site `{first.site}`" if first else "no site differs"
-        verdict = "passed" if check.passed else "FAILED"
+        check = self.verification or Verification({}, {})
         return "\n\n".join(
             [
-                f"# {self.name}: {verdict}",
-                (
-                    f"Least agreement asked for: {check.threshold:.2%}; sample compared site by "
-                    f"site: {where}. Multiply-accumulates left in float: {self.float_share:.2%}."
-                ),
+                f"# {self.name}: {self._verdict}",
+                f"{self._proof} Multiply-accumulates left in float: {self.float_share:.2%}.",
                 model_table(self.accuracy, self.perplexity, check),
-                chip_line(check),
+                chip_line(check) if self.verification else "",
                 _table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.size_bytes.items()]),
                 _table(("phase", "seconds"), [(k, f"{v:.1f}") for k, v in self.seconds.items()]),
                 "## Layers",
@@ -113,8 +108,26 @@ class Report:
             ]
         )
 
+    @property
+    def _verdict(self) -> str:
+        if self.verification is None:
+            return "a study, nothing was exported"
+        return "passed" if self.verification.passed else "FAILED"
+
+    @property
+    def _proof(self) -> str:
+        check = self.verification
+        if check is None:
+            return "target=simulation: accuracies of the trained model in float arithmetic."
+        first = check.first_difference
+        where = f"first differing site `{first.site}`" if first else "no site differs"
+        return (
+            f"Least agreement asked for: {check.threshold:.2%}; sample compared site by site: "
+            f"{where}."
+        )
+
     def _layer(self, row: LayerRow) -> tuple[object, ...]:
-        largest = self.verification.largest_sums.get(row.layer)
+        largest = self.verification.largest_sums.get(row.layer) if self.verification else None
         shown = "" if largest is None else f"{largest:,}"
         return (row.layer, row.bits, f"{row.weights:,}", f"{row.sparsity:.1%}", shown)
 

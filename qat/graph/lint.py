@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qat.errors import GraphError
-from qat.graph.plan import ActivationSite, Plan, WeightSite
+from qat.graph.plan import ActivationSite, Format, Plan, WeightSite
 from qat.graph.targets import Target
+from qat.quantizers import Deployable
 from qat.spec import QuantSpec
 
 Level = Literal["warning", "error"]
@@ -92,6 +93,7 @@ def needed_opset(plan: Plan) -> int:
 
 def _activation(site: ActivationSite, target: Target) -> Iterator[Finding]:
     spec = site.format.spec
+    yield from _form(site.name, site.format, target, stored=False)
     yield from _width(site.name, "activations", spec, target)
     if not (spec.symmetric or target.affine_activations):
         yield Finding(
@@ -119,6 +121,7 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
             "a scale for each input cannot be taken out of the sum over the inputs: set axis=0, "
             "the output channels, or axis=null",
         )
+    yield from _form(name, site.format, target, stored=True)
     yield from _width(name, "weights", spec, target)
     if spec.group_size is not None and not target.group_weights:
         yield Finding(_severity(target), name, _no_kernel("group_size", target, "group_size=null"))
@@ -139,6 +142,21 @@ def _weight(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:
             f"{target.runtime}: give what this layer reads 7 bits from 0, activation: "
             "{bits: 7, signed: false}, and symmetric: false where it has negative values",
         )
+
+
+def _form(name: str, form: Format, target: Target, *, stored: bool) -> Iterator[Finding]:
+    """Check that the quantizer has a form there at all; codes of weights are stored, not made."""
+    word = form.quantizer
+    if form.deployable is Deployable.SIMULATION and target.exports:
+        yield Finding(
+            "error",
+            name,
+            f"the quantizer {word} has no integer form, so no file can hold it: set "
+            "target=simulation for a run that ends with accuracies and without files",
+        )
+    elif form.deployable is Deployable.TABLE and not stored and target.bits is not None:
+        remedy = "quantizer=lsq or another of a uniform grid if speed is the aim"
+        yield Finding("warning", name, _no_kernel(f"the table of {word}", target, remedy))
 
 
 def _dynamic(site: WeightSite, plan: Plan, target: Target) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qat.quantizers import QUANTIZERS, Deployable
 from qat.spec import BatchNormMode, QuantSpec
 
 FLOAT_BYTES = 4  # of a float32 value, which scales are, too
@@ -21,6 +22,11 @@ class Format:
     observer: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the quantizer takes beyond its format."""
+
+    @property
+    def deployable(self) -> Deployable:
+        """In what form a runtime can have it."""
+        return QUANTIZERS[self.quantizer].deployable
 
     def __str__(self) -> str:
         return f"{self.spec}, {self.quantizer}/{self.observer}"

@@ -11,6 +11,7 @@ from torch import nn
 from qat.errors import GraphError, SpecError
 from qat.graph.plan import Format
 from qat.layers import channel_axis
+from qat.quantizers import QUANTIZERS
 from qat.spec import FLOAT, BatchNormMode, QuantSpec, Rule, Scheme
 
 
@@ -122,6 +123,8 @@ def make_format(name: str, patch: dict[str, object]) -> Format:
         )
     try:
         word, options = _word(quantizer)
+        if word not in QUANTIZERS:
+            raise SpecError(f"expected one of {sorted(QUANTIZERS)} as quantizer, got {word!r}.")
         return Format(QuantSpec(**values), word, str(observer), options)
     except SpecError as error:
         raise SpecError(f"site '{name}': {error}") from None

@@ -29,6 +29,7 @@ class Target:
         pair_limit: Highest sum of two products of an activation's and a weight's stored code;
             what is above is cut off.
         opset: The newest ONNX opset that it reads.
+        exports: Files are made for it; otherwise a run ends with what its model predicts.
     """
 
     name: str
@@ -41,10 +42,12 @@ class Target:
     int8_only: bool = False
     pair_limit: int | None = None
     opset: int | None = None
+    exports: bool = True
 
 
 _ALL = (
     Target("generic", "any runtime"),
+    Target("simulation", "no runtime", exports=False),
     # onnxruntime 1.32, optimised graphs: affine and unsigned weights become QLinearConv and QGemm,
     # grouped ones and 16 bits stay DequantizeLinear and Conv. Its int4 kernels are for MatMul with
     # float activations (microsoft/onnxruntime#25378).

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from qat.batch_norm import freeze_batch_norm
 from qat.fake_quant import Phase, fake_quants
 from qat.layers import fold
+from qat.quantizers import Deployable
 from qat.training.callbacks.milestone import Milestone
 from qat.training.task import QATTask
 
@@ -40,6 +41,8 @@ class Fold(Milestone):
     name = "fold"
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Fold batch-norms into weights and put biases on their integer grids."""
+        """Fold batch-norms into weights and biases onto grids, unless there are no integers."""
         del trainer
-        fold(task.model)
+        kinds = {f.quantizer.deployable for f in fake_quants(task.model)}
+        if Deployable.SIMULATION not in kinds:
+            fold(task.model)
