@@ -89,6 +89,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "functional/affine",
         "quantizers/lsq",
         "quantizers/lsq_plus",
+        "quantizers/pact",
         "layers",
         "pruning/magnitude",
         "functional/rounding",

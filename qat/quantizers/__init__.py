@@ -5,6 +5,7 @@ from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.pact import PACT
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
@@ -12,11 +13,13 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic_tensor": DynamicTensor,
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
+    "pact": PACT,
     "uniform": Uniform,
 }
 
 __all__ = [
     "LSQ",
+    "PACT",
     "QUANTIZERS",
     "Deployable",
     "Dynamic",

@@ -1,10 +1,12 @@
 """What holds for every quantizer that has one grid for all tensors."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from qat.functional.affine import dequantize, fake_quantize, scale_from_range
-from qat.quantizers import QUANTIZERS
+from qat.quantizers import QUANTIZERS, Deployable
 from qat.spec import QuantSpec
 
 SPECS = [
@@ -14,9 +16,21 @@ SPECS = [
     QuantSpec(4, signed=False, symmetric=False),
     QuantSpec(4, axis=0, power_of_two=True),
 ]
+UNSIGNED = [QuantSpec(2, signed=False), QuantSpec(8, signed=False), QuantSpec(4, axis=1)]
+FORMATS = {"pact": UNSIGNED}
+"""Of quantizers that do not have all of those."""
+ACTIVATIONS = ("pact",)
+OWN_SCALE = ("pact",)
+"""Their scale for a range is not that of ``scale_from_range``; tested with each."""
 SHAPE = (3, 4, 5)
 STATIC = [name for name, kind in QUANTIZERS.items() if not kind.is_dynamic]
+EACH: list[Any] = [
+    pytest.param(name, spec, id=f"{name}-{spec}")
+    for name in STATIC
+    for spec in FORMATS.get(name, SPECS)
+]
 KEYS = {
+    "pact": ["learned_clip", "zero_point"],
     "lsq": ["learned_scale", "zero_point"],
     "uniform": ["observed_scale", "zero_point"],
 }
@@ -29,25 +43,31 @@ def keys(name, spec):
     return KEYS[name]
 
 
-def make(name, spec, *, has_batch=False):
-    return QUANTIZERS[name](spec, spec.scale_shape(SHAPE), has_batch=has_batch)
+def make(name, spec):
+    shape = spec.scale_shape(SHAPE)
+    return QUANTIZERS[name](spec, shape, has_batch=name in ACTIVATIONS).eval()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize(("name", "spec"), EACH)
 def test_range_codes_and_forward_agree(name, spec):
     quantizer, x = make(name, spec), torch.randn(SHAPE)
     low, high = torch.full(spec.scale_shape(SHAPE), -0.7), torch.full(spec.scale_shape(SHAPE), 1.1)
     quantizer.set_range(low, high)
-    scale, zero_point = scale_from_range(low, high, spec)
-    assert torch.equal(quantizer.scale, scale)
-    assert torch.equal(quantizer.zero_point, zero_point)
-    assert torch.equal(quantizer(x), fake_quantize(x, scale, zero_point, spec))
-    assert torch.equal(dequantize(quantizer.codes(x), scale, zero_point), quantizer(x))
+    scale, zero_point = quantizer.scale.detach(), quantizer.zero_point
+    if name not in OWN_SCALE:
+        expected = scale_from_range(low, high, quantizer.code_spec)
+        assert torch.equal(scale, expected[0])
+        assert torch.equal(zero_point, expected[1])
+    codes = quantizer.codes(x)
+    assert torch.equal(dequantize(codes, scale, zero_point), quantizer(x))
+    assert torch.equal(codes, codes.round())
+    assert codes.min() >= quantizer.code_spec.qmin
+    assert codes.max() <= quantizer.code_spec.qmax
+    if quantizer.deployable is Deployable.INTEGERS:
+        assert torch.equal(quantizer(x), fake_quantize(x, scale, zero_point, spec))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize(("name", "spec"), EACH)
 def test_state_is_complete_and_shaped_at_birth(name, spec):
     quantizer, shape = make(name, spec), spec.scale_shape(SHAPE)
     born = {key: value.shape for key, value in quantizer.state_dict().items()}
@@ -62,10 +82,10 @@ def test_state_is_complete_and_shaped_at_birth(name, spec):
     assert torch.equal(fresh(x), quantizer(x))
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", [n for n in STATIC if n not in FORMATS])
 def test_power_of_two_format_uses_powers_of_two_whatever_is_stored(name):
     spec = QuantSpec(8, power_of_two=True)
-    quantizer = QUANTIZERS[name](spec, (), has_batch=True)
+    quantizer = QUANTIZERS[name](spec, (), has_batch=True).eval()
     quantizer.set_range(torch.tensor(-3.0), torch.tensor(5.0))
     x = torch.randn(100)
     assert float(quantizer.scale.detach()) == 2.0**-4  # 5 / 127 lies between 2**-5 and 2**-4

@@ -37,6 +37,7 @@ def ckpt(tmp_path_factory):
     [
         ("lsq", []),
         ("lsq_plus", [AFFINE]),
+        ("pact", []),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
