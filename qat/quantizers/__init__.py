@@ -3,6 +3,7 @@
 from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
+from qat.quantizers.ewgs import EWGS
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.pact import PACT
@@ -11,6 +12,7 @@ from qat.quantizers.uniform import Uniform
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
+    "ewgs": EWGS,
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
     "pact": PACT,
@@ -18,6 +20,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 
 __all__ = [
+    "EWGS",
     "LSQ",
     "PACT",
     "QUANTIZERS",

@@ -30,6 +30,7 @@ EACH: list[Any] = [
     for spec in FORMATS.get(name, SPECS)
 ]
 KEYS = {
+    "ewgs": ["learned_scale", "zero_point"],
     "pact": ["learned_clip", "zero_point"],
     "lsq": ["learned_scale", "zero_point"],
     "uniform": ["observed_scale", "zero_point"],

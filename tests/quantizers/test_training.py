@@ -38,6 +38,7 @@ def ckpt(tmp_path_factory):
         ("lsq", []),
         ("lsq_plus", [AFFINE]),
         ("pact", []),
+        ("ewgs", []),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
