@@ -22,17 +22,18 @@ from qat.spec import QuantSpec
 
 SPECS = {"dynamic_tensor": QuantSpec(8, signed=False, symmetric=False)}
 """Of quantizers that have one format alone."""
+WEIGHTS_ONLY = ("dorefa",)
 FOLLOWING = ("min_max", "moving_average")
 
 
-def make(quantizer="uniform", observer="min_max", *, has_batch=True, spec=None):
+def make(quantizer="uniform", observer="min_max", *, has_batch=None, spec=None):
     return make_fake_quant(
         "block.relu",
         spec or SPECS.get(quantizer, QuantSpec(8)),
         (4, 10),
         quantizer=quantizer,
         observer=observer,
-        has_batch=has_batch,
+        has_batch=quantizer not in WEIGHTS_ONLY if has_batch is None else has_batch,
     )
 
 

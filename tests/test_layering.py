@@ -91,6 +91,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "quantizers/lsq_plus",
         "quantizers/pact",
         "quantizers/ewgs",
+        "quantizers/dorefa",
         "functional/estimators",
         "layers",
         "pruning/magnitude",

@@ -1,6 +1,7 @@
 """Quantizers: one paper, one file, one word in a recipe."""
 
 from qat.quantizers.base import Deployable, Quantizer
+from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.ewgs import EWGS
@@ -10,6 +11,7 @@ from qat.quantizers.pact import PACT
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
+    "dorefa": DoReFa,
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
     "ewgs": EWGS,
@@ -25,6 +27,7 @@ __all__ = [
     "PACT",
     "QUANTIZERS",
     "Deployable",
+    "DoReFa",
     "Dynamic",
     "DynamicTensor",
     "LSQPlus",

@@ -17,7 +17,8 @@ SPECS = [
     QuantSpec(4, axis=0, power_of_two=True),
 ]
 UNSIGNED = [QuantSpec(2, signed=False), QuantSpec(8, signed=False), QuantSpec(4, axis=1)]
-FORMATS = {"pact": UNSIGNED}
+SIGNED = [s for s in SPECS if s.signed]
+FORMATS = {"dorefa": SIGNED, "pact": UNSIGNED}
 """Of quantizers that do not have all of those."""
 ACTIVATIONS = ("pact",)
 OWN_SCALE = ("pact",)
@@ -30,6 +31,7 @@ EACH: list[Any] = [
     for spec in FORMATS.get(name, SPECS)
 ]
 KEYS = {
+    "dorefa": ["observed_scale", "zero_point"],
     "ewgs": ["learned_scale", "zero_point"],
     "pact": ["learned_clip", "zero_point"],
     "lsq": ["learned_scale", "zero_point"],

@@ -39,6 +39,7 @@ def ckpt(tmp_path_factory):
         ("lsq_plus", [AFFINE]),
         ("pact", []),
         ("ewgs", []),
+        ("dorefa", []),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
