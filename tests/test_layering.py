@@ -92,6 +92,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "quantizers/pact",
         "quantizers/ewgs",
         "quantizers/dorefa",
+        "quantizers/tqt",
         "functional/estimators",
         "layers",
         "pruning/magnitude",

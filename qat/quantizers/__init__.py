@@ -8,6 +8,7 @@ from qat.quantizers.ewgs import EWGS
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.pact import PACT
+from qat.quantizers.tqt import TQT
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
@@ -18,6 +19,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
     "pact": PACT,
+    "tqt": TQT,
     "uniform": Uniform,
 }
 
@@ -26,6 +28,7 @@ __all__ = [
     "LSQ",
     "PACT",
     "QUANTIZERS",
+    "TQT",
     "Deployable",
     "DoReFa",
     "Dynamic",

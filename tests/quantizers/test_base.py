@@ -18,10 +18,10 @@ SPECS = [
 ]
 UNSIGNED = [QuantSpec(2, signed=False), QuantSpec(8, signed=False), QuantSpec(4, axis=1)]
 SIGNED = [s for s in SPECS if s.signed]
-FORMATS = {"dorefa": SIGNED, "pact": UNSIGNED}
+FORMATS = {"dorefa": SIGNED, "pact": UNSIGNED, "tqt": SIGNED}
 """Of quantizers that do not have all of those."""
 ACTIVATIONS = ("pact",)
-OWN_SCALE = ("pact",)
+OWN_SCALE = ("pact", "tqt")
 """Their scale for a range is not that of ``scale_from_range``; tested with each."""
 SHAPE = (3, 4, 5)
 STATIC = [name for name, kind in QUANTIZERS.items() if not kind.is_dynamic]
@@ -31,6 +31,7 @@ EACH: list[Any] = [
     for spec in FORMATS.get(name, SPECS)
 ]
 KEYS = {
+    "tqt": ["log2_threshold", "zero_point"],
     "dorefa": ["observed_scale", "zero_point"],
     "ewgs": ["learned_scale", "zero_point"],
     "pact": ["learned_clip", "zero_point"],
@@ -85,7 +86,7 @@ def test_state_is_complete_and_shaped_at_birth(name, spec):
     assert torch.equal(fresh(x), quantizer(x))
 
 
-@pytest.mark.parametrize("name", [n for n in STATIC if n not in FORMATS])
+@pytest.mark.parametrize("name", ["ewgs", "lsq", "lsq_plus", "tqt", "uniform"])
 def test_power_of_two_format_uses_powers_of_two_whatever_is_stored(name):
     spec = QuantSpec(8, power_of_two=True)
     quantizer = QUANTIZERS[name](spec, (), has_batch=True).eval()

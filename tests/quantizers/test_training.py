@@ -14,6 +14,7 @@ BASE = [
     "export.threshold=0.8",  # a CPU without VNNI saturates sums of the 8-bit ends
     *QUIET,
 ]
+ADAM = ["optimizer=adamw", "optimizer.rates.qat_lr=0.002"]
 POINTS = 1.5
 AFFINE = "scheme.rules.body.activation.symmetric=false"
 
@@ -40,6 +41,7 @@ def ckpt(tmp_path_factory):
         ("pact", []),
         ("ewgs", []),
         ("dorefa", []),
+        ("tqt", ADAM),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
