@@ -2,6 +2,7 @@
 
 from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.dorefa import DoReFa
+from qat.quantizers.dsq import DSQ
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.ewgs import EWGS
@@ -13,6 +14,7 @@ from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "dorefa": DoReFa,
+    "dsq": DSQ,
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
     "ewgs": EWGS,
@@ -24,6 +26,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 
 __all__ = [
+    "DSQ",
     "EWGS",
     "LSQ",
     "PACT",
