@@ -186,3 +186,9 @@ def activation_quants(model: nn.Module) -> list[FakeQuant]:
 def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the learned scales of ``model``: no weight decay, a rate of their own."""
     return [p for f in fake_quants(model) for p in f.quantizer.parameters()]
+
+
+def decayed_scale_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return those of ``scale_parameters`` whose quantizers want weight decay on them."""
+    quantizers = [f.quantizer for f in fake_quants(model)]
+    return [q.get_parameter(name) for q in quantizers for name in q.decayed]

@@ -26,17 +26,18 @@ SPECS = {
     "power_of_two": QuantSpec(4),
 }
 """Of quantizers that do not have 8 bits."""
+WEIGHTS_ONLY = ("dorefa",)
 FOLLOWING = ("min_max", "moving_average")
 
 
-def make(quantizer="uniform", observer="min_max", *, has_batch=True, spec=None):
+def make(quantizer="uniform", observer="min_max", *, has_batch=None, spec=None):
     return make_fake_quant(
         "block.relu",
         spec or SPECS.get(quantizer, QuantSpec(8)),
         (4, 10),
         quantizer=quantizer,
         observer=observer,
-        has_batch=has_batch,
+        has_batch=quantizer not in WEIGHTS_ONLY if has_batch is None else has_batch,
     )
 
 

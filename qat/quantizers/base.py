@@ -43,6 +43,8 @@ class Quantizer(nn.Module, ABC):
     is_dynamic: ClassVar[bool] = False
     """Whether every tensor brings scales of its own; ``scale`` then is only for people to see."""
     deployable: ClassVar[Deployable] = Deployable.INTEGERS
+    decayed: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that weight decay is part of the method for."""
     needs: ClassVar[str] = "formats of 2 bits or more, or unsigned ones"
     """What it is for, in words."""
 

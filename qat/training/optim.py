@@ -1,4 +1,4 @@
-"""Parameter groups and learning rates: scales have no weight decay and a rate of their own."""
+"""Parameter groups and learning rates: scales have a rate of their own, and clips a decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from qat.errors import ConfigError
-from qat.fake_quant import scale_parameters
+from qat.fake_quant import decayed_scale_parameters, scale_parameters
 from qat.training.schedule import Schedule
 
 
@@ -27,6 +27,8 @@ class Rates:
         weight_decay: Decay of weights; biases, batch-norms and scales have none.
         warmup: Share of the float part over which the rate rises from 0.
         end_ratio: Where the cosine of the quantized part ends, relative to its start.
+        clip_decay: Decay of learned clips, such as PACT's, which are scales otherwise; ``None``
+            for that of the weights.
 
     Raises:
         ConfigError: If a rate is not positive.
@@ -38,6 +40,7 @@ class Rates:
     weight_decay: float = 1e-4
     warmup: float = 0.1
     end_ratio: float = 0.0
+    clip_decay: float | None = None
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.qat_lr <= 0 or self.scale_lr_ratio < 0:
@@ -48,14 +51,15 @@ class Rates:
 
 
 def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
-    """Split the parameters of ``model`` into weights, undecayed ones and scales.
+    """Split the parameters of ``model`` into weights, undecayed ones, scales and clips.
 
     Args:
         model: A prepared model; every parameter lands in exactly one group.
         rates: Learning rates and decay.
     """
-    scales = {id(p) for p in scale_parameters(model)}
-    rest = [p for p in model.parameters() if id(p) not in scales]
+    scales, clips = scale_parameters(model), decayed_scale_parameters(model)
+    scale_ids, clip_ids = {id(p) for p in scales}, {id(p) for p in clips}
+    rest = [p for p in model.parameters() if id(p) not in scale_ids]
     groups = [
         {
             "name": "weights",
@@ -71,9 +75,15 @@ def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
         },
         {
             "name": "scales",
-            "params": scale_parameters(model),
+            "params": [p for p in scales if id(p) not in clip_ids],
             "lr": rates.lr * rates.scale_lr_ratio,
             "weight_decay": 0.0,
+        },
+        {
+            "name": "clips",
+            "params": clips,
+            "lr": rates.lr * rates.scale_lr_ratio,
+            "weight_decay": rates.weight_decay if rates.clip_decay is None else rates.clip_decay,
         },
     ]
     return [g for g in groups if g["params"]]

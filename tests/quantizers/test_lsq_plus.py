@@ -1,5 +1,7 @@
 """LSQ+: the offset's and the scale's gradients, and a zero point that stays a code."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,9 @@ AFFINE = [
 ]
 
 
-def on_grid(spec, scale, zero_point, *, has_batch=False):
+def on_grid(spec, scale, zero_point, *, has_batch=False) -> Any:
     """A quantizer with exactly this grid; scales are powers of two."""
-    quantizer = LSQPlus(spec, tuple(scale.shape), has_batch=has_batch)
+    quantizer: Any = LSQPlus(spec, tuple(scale.shape), has_batch=has_batch)
     quantizer.set_scale(scale)
     with torch.no_grad():
         quantizer.learned_offset.copy_(-zero_point * scale)
@@ -119,7 +121,7 @@ def test_symmetric_formats_are_lsq():
     spec, x = QuantSpec(4, axis=0), torch.randn(3, 50)
     results = []
     for kind in (LSQ, LSQPlus):
-        quantizer = kind(spec, (3, 1), has_batch=False)
+        quantizer: Any = kind(spec, (3, 1), has_batch=False)
         quantizer.set_range(torch.full((3, 1), -1.0), torch.full((3, 1), 0.7))
         quantizer(x).square().sum().backward()
         assert len(list(quantizer.parameters())) == 1

@@ -1,13 +1,14 @@
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from qat.errors import ConfigError
-from qat.fake_quant import scale_parameters
+from qat.fake_quant import activation_quants, scale_parameters
 from qat.graph.insert import prepare
 from qat.training.optim import Rates, make_optimizer, parameter_groups, rate_factor
 from qat.training.schedule import Schedule
@@ -55,6 +56,24 @@ def test_what_decays(captured):
         id(p) for p in scale_parameters(captured)
     }
     assert any(p.ndim > 1 for p in groups["scales"]["params"])
+
+
+@pytest.mark.parametrize(("own", "decay"), [(None, 0.01), (0.3, 0.3), (0.0, 0.0)])
+def test_clips_decay_and_other_scales_do_not(own, decay):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    activation = {"quantizer": "pact", "observer": "min_max"}
+    scheme = make_scheme(weight=LEARNED, activation=activation)
+    captured = prepare(model, scheme, torch.randn(2, 3, 8, 8))[0]
+    rates = Rates(scale_lr_ratio=0.5, weight_decay=0.01, clip_decay=own)
+    groups = {g["name"]: g for g in parameter_groups(captured, rates)}
+    quantizers: list[Any] = [f.quantizer for f in activation_quants(captured)]
+    assert len(quantizers) == 2  # the image and the inner ReLU
+    assert [id(p) for p in groups["clips"]["params"]] == [id(q.learned_clip) for q in quantizers]
+    assert len(groups["scales"]["params"]) == 2
+    assert (groups["clips"]["weight_decay"], groups["scales"]["weight_decay"]) == (decay, 0.0)
+    assert groups["clips"]["lr"] == groups["scales"]["lr"] == 0.05
+    held = [id(p) for g in groups.values() for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in captured.parameters())
 
 
 def test_empty_groups_are_left_out():

@@ -1,0 +1,37 @@
+"""Gradients of rounding other than straight through: functions that make an ``Estimator``.
+
+An estimator gets the gradient of rounded values and how far those lay above their codes, in steps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from qat.functional.affine import Estimator
+
+
+def ewgs(delta: float, num_steps: int) -> Estimator:
+    """Return the estimator ``g * (1 + delta * sign(g) * (x_n - x_q))``: EWGS.
+
+    Values that have farther to go before they leave their code get more of it.
+
+    Args:
+        delta: How much the distance counts; 0 is straight through.
+        num_steps: Steps from the lowest to the highest code, over which ``x_n`` goes from 0 to 1.
+
+    Source: Lee et al., "Network Quantization with Element-wise Gradient Scaling", CVPR 2021,
+    arXiv:2104.00903, section 3.
+
+    Example:
+        >>> import torch
+        >>> above = torch.tensor([-0.5, 0.0, 0.5])
+        >>> ewgs(0.3, 3)(torch.tensor([1.0, 1.0, -1.0]), above)
+        tensor([ 0.9500,  1.0000, -0.9500])
+    """
+    return partial(_scale_by_distance, delta=delta / num_steps)
+
+
+def _scale_by_distance(grad: Tensor, above: Tensor, *, delta: float) -> Tensor:
+    return grad * (1 + delta * grad.sign() * above)
