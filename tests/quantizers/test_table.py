@@ -11,6 +11,9 @@ from qat.spec import QuantSpec
 SHAPE = (3, 4, 5)
 ACTIVATIONS = {
     "apot": [QuantSpec(bits, signed=s) for bits in range(2, 7) for s in (True, False)],
+    "binary": [QuantSpec(1), QuantSpec(1, signed=False), QuantSpec(1, power_of_two=True)],
+    "ir_net": [QuantSpec(1), QuantSpec(1, signed=False)],
+    "n2uq": [QuantSpec(bits, signed=False) for bits in (1, 2, 4, 8)],
     "power_of_two": [QuantSpec(4), QuantSpec(3, signed=False), QuantSpec(4, power_of_two=True)],
 }
 WEIGHTS = {
@@ -20,7 +23,15 @@ WEIGHTS = {
         QuantSpec(3, axis=0, group_size=2),
         QuantSpec(4, axis=0, power_of_two=True),
     ],
+    "binary": [
+        QuantSpec(1),
+        QuantSpec(1, axis=0, narrow=True),
+        QuantSpec(1, axis=0, power_of_two=True),
+    ],
+    "ir_net": [QuantSpec(1), QuantSpec(1, axis=0, narrow=True), QuantSpec(1, axis=0, group_size=2)],
     "power_of_two": [QuantSpec(4, axis=0)],
+    "ternary": [QuantSpec(2), QuantSpec(2, axis=0, narrow=True), QuantSpec(2, power_of_two=True)],
+    "ternary_learned": [QuantSpec(2), QuantSpec(2, axis=0), QuantSpec(2, axis=0, group_size=2)],
 }
 CASES = [(name, spec, True) for name, specs in ACTIVATIONS.items() for spec in specs]
 CASES += [(name, spec, False) for name, specs in WEIGHTS.items() for spec in specs]
