@@ -18,13 +18,13 @@ LEAST_WIDTH = 1e-3
 
 
 class N2UQ(TableQuantizer):
-    """Fake-quantize activations with learned thresholds and the codes 0, 1, 2, ...
+    """Fake-quantize activations with learned thresholds in front of consecutive codes.
 
-    The line from ``start`` on is cut into one segment for each code but 0; the threshold of a code
-    is the middle of its segment.
+    The line from ``start`` on is cut into one segment for each code but the lowest; the threshold
+    of a code is the middle of its segment.
 
     Args:
-        spec: The number format: 1 to 8 bits, unsigned, symmetric.
+        spec: The number format: symmetric, 1 to 8 bits, with a sign from 2 bits on.
         scale_shape: Shape of the scale, ``()``.
         has_batch: True; weights have another quantizer.
 
@@ -36,24 +36,26 @@ class N2UQ(TableQuantizer):
         the gradient is that of the line from code ``i - 1`` to code ``i``, for ``x``, for ``start``
         and for the widths; beyond both ends it is 0. Differs: input and output have one learned
         scale, where the paper has two; the widths make up for the other. Thresholds start as those
-        of a uniform grid over the calibrated range. A value on a threshold goes up.
+        of a uniform grid over the calibrated range. Codes may have a sign, which the paper's do not
+        need. A value on a threshold goes up.
     """
 
-    needs = "activations with 1 to 8 bits, signed: false, symmetric: true"
+    needs = "symmetric activations with 2 to 8 bits, or 1 bit without a sign"
     levels: Tensor
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
         self.learned_scale = nn.Parameter(torch.ones(scale_shape))
-        self.start = nn.Parameter(torch.zeros(()))
-        self.widths = nn.Parameter(torch.ones(spec.qmax))
-        self.register_buffer("levels", torch.arange(spec.qmax + 1.0), persistent=False)
+        self.start = nn.Parameter(torch.tensor(float(spec.qmin)))
+        self.widths = nn.Parameter(torch.ones(spec.qmax - spec.qmin))
+        levels = torch.arange(spec.qmin, spec.qmax + 1.0)
+        self.register_buffer("levels", levels, persistent=False)
 
     @classmethod
     def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
         """Whether the quantizer has the format ``spec``, for activations or for weights."""
-        static = spec.symmetric and spec.axis is None
-        return has_batch and spec.bits <= 8 and not spec.signed and static
+        fits = super().fits(spec, has_batch=has_batch)
+        return fits and has_batch and spec.bits <= 8 and spec.symmetric and spec.axis is None
 
     @property
     def scale(self) -> Tensor:
@@ -73,13 +75,13 @@ class N2UQ(TableQuantizer):
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Make a uniform grid over 0 to ``high``, real units."""
+        """Make a uniform grid over ``low`` to ``high``, real units; from 0 on without a sign."""
         super().set_range(low, high)
-        self.start.zero_()
+        self.start.fill_(self.spec.qmin)
         self.widths.fill_(1)
 
     def segments(self) -> tuple[Tensor, Tensor]:
-        """Return where segments begin and how wide they are, in steps; both ``(qmax,)``."""
+        """Return where segments begin and how wide they are, in steps; one for each threshold."""
         widths = clamp_min_ste(self.widths, LEAST_WIDTH)
         return self.start + widths.cumsum(0) - widths, widths
 
@@ -103,5 +105,6 @@ class N2UQ(TableQuantizer):
         index = torch.bucketize(steps.detach(), starts.detach(), right=True) - 1
         beyond = steps.detach() >= (starts[-1] + widths[-1]).detach()
         index, outside = index.clamp_min(0), (index < 0) | beyond
-        rising = (steps - starts[index]) / widths[index] + index
-        return torch.where(outside, self.levels[-1] * beyond, rising)
+        rising = (steps - starts[index]) / widths[index] + self.levels[index]
+        ends = torch.where(beyond, self.levels[-1], self.levels[0])
+        return torch.where(outside, ends, rising)

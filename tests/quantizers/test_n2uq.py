@@ -70,15 +70,21 @@ def test_slope_is_one_over_the_width_inside_and_0_beyond(quantizer):
     assert torch.equal(x.grad, torch.tensor([0.0, 0, 1, 1, 2, 0.5, 0.5, 0, 0]))
 
 
-def test_starts_as_a_uniform_grid_over_the_range(quantizer):
+@pytest.mark.parametrize("spec", [SPEC, QuantSpec(2), QuantSpec(4)], ids=str)
+def test_starts_as_a_uniform_grid_over_the_range(spec):
     low, high = torch.tensor(-1.0), torch.tensor(6.3)
-    quantizer.set_range(low, high)
-    uniform = LSQ(SPEC, (), has_batch=True)
-    uniform.set_range(low, high)
-    x = torch.randn(1000) * 4
+    quantizer, uniform = (kind(spec, (), has_batch=True) for kind in (N2UQ, LSQ))
+    with torch.no_grad():
+        quantizer.start.fill_(5.0)
+        quantizer.widths.mul_(3)
+    for made in (quantizer, uniform):
+        made.set_range(low, high)
+    x = (torch.randn(1000) * 4).requires_grad_()
     assert torch.equal(quantizer(x), uniform(x))
-    assert torch.equal(quantizer.widths, torch.ones(3))
-    assert quantizer.start == 0
+    quantizer(x).sum().backward()
+    steps = x.detach() / quantizer.scale.detach()
+    inside = (steps >= spec.qmin) & (steps < spec.qmax)
+    assert torch.equal(x.grad, inside.float())
 
 
 def test_widths_driven_negative_stay_positive_and_come_back(quantizer):
@@ -93,12 +99,12 @@ def test_widths_driven_negative_stay_positive_and_come_back(quantizer):
 @pytest.mark.parametrize(
     ("spec", "has_batch"),
     [
-        (QuantSpec(4), True),
+        (QuantSpec(1), True),
         (QuantSpec(9, signed=False), True),
         (QuantSpec(4, signed=False, symmetric=False), True),
         (SPEC, False),
     ],
 )
 def test_other_formats_and_weights_are_refused(spec, has_batch):
-    with pytest.raises(SpecError, match="activations with 1 to 8 bits"):
+    with pytest.raises(SpecError, match="symmetric activations with 2 to 8 bits"):
         N2UQ(spec, (), has_batch=has_batch)
