@@ -22,11 +22,19 @@ from qat.spec import QuantSpec
 
 SPECS = {
     "apot": QuantSpec(4),
+    "binary": QuantSpec(1),
     "dynamic_tensor": QuantSpec(8, signed=False, symmetric=False),
+    "ir_net": QuantSpec(1),
+    "n2uq": QuantSpec(4, signed=False),
     "power_of_two": QuantSpec(4),
+    "ternary": QuantSpec(2),
+    "ternary_learned": QuantSpec(2),
 }
-"""Of quantizers that do not have 8 bits."""
-WEIGHTS_ONLY = ("dorefa",)
+"""Of quantizers that do not have 8 bits with a sign."""
+WEIGHTS = ("dorefa", "ternary", "ternary_learned")
+"""Quantizers of weights alone."""
+FOLLOWED = dict.fromkeys(WEIGHTS[1:], ("cutoff", "observed_scale"))
+"""What follows each weight, whatever the observer does."""
 FOLLOWING = ("min_max", "moving_average")
 
 
@@ -37,7 +45,7 @@ def make(quantizer="uniform", observer="min_max", *, has_batch=None, spec=None):
         (4, 10),
         quantizer=quantizer,
         observer=observer,
-        has_batch=quantizer not in WEIGHTS_ONLY if has_batch is None else has_batch,
+        has_batch=quantizer not in WEIGHTS if has_batch is None else has_batch,
     )
 
 
@@ -64,12 +72,15 @@ def test_phase_decides_what_is_snapped_seen_and_moved(quantizer, observer, phase
     else:
         assert torch.equal(result, fake_quant.quantizer(x))
         assert not torch.equal(result, x)
-    follows = phase is Phase.QUANTIZE and quantizer == "uniform" and observer in FOLLOWING
+    moves = not QUANTIZERS[quantizer].is_dynamic and not fake_quant.quantizer.learns
+    follows = phase is Phase.QUANTIZE and moves and observer in FOLLOWING
     sees = training and (phase is Phase.OBSERVE or follows)
     moved = {k for k, v in fake_quant.state_dict().items() if not torch.equal(v, state[k])}
     expected = {"observer.low", "observer.high"} if sees else set()
     if sees and phase is Phase.QUANTIZE:
         expected |= {"quantizer.observed_scale"}
+    if sees or (training and phase is Phase.QUANTIZE):
+        expected |= {f"quantizer.{key}" for key in FOLLOWED.get(quantizer, ())}
     assert moved == expected
 
 

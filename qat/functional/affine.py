@@ -41,20 +41,21 @@ def expand(scale: Tensor, shape: torch.Size) -> Tensor:
     return scale
 
 
-def reduce_to(x: Tensor, shape: torch.Size) -> Tensor:
+def reduce_to(x: Tensor, shape: torch.Size, how: Callable[..., Tensor] = torch.sum) -> Tensor:
     """Sum ``x`` down to a scale's ``shape``: the adjoint of ``expand`` and broadcasting.
 
     Args:
         x: Real values. Shape ``(...)``.
         shape: A shape that ``expand`` takes for ``x``.
+        how: What to do instead of a sum, such as ``torch.amax``.
     """
     if not shape:
-        return x.sum()
+        return how(x)
     for axis, blocks in enumerate(shape):
         if blocks == 1:
-            x = x.sum(axis, keepdim=True)
+            x = how(x, axis, keepdim=True)
         elif blocks != x.shape[axis]:
-            x = x.unflatten(axis, (blocks, -1)).sum(axis + 1)
+            x = how(x.unflatten(axis, (blocks, -1)), axis + 1)
     return x
 
 

@@ -2,30 +2,40 @@
 
 from qat.quantizers.apot import APoT
 from qat.quantizers.base import Deployable, Quantizer
+from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dsq import DSQ
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.ewgs import EWGS
+from qat.quantizers.ir_net import IRNet
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.n2uq import N2UQ
 from qat.quantizers.pact import PACT
 from qat.quantizers.power_of_two import PowerOfTwo
 from qat.quantizers.table import TableQuantizer
+from qat.quantizers.ternary import Ternary
+from qat.quantizers.ternary_learned import TernaryLearned
 from qat.quantizers.tqt import TQT
 from qat.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "apot": APoT,
+    "binary": Binary,
     "dorefa": DoReFa,
     "dsq": DSQ,
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
     "ewgs": EWGS,
+    "ir_net": IRNet,
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
+    "n2uq": N2UQ,
     "pact": PACT,
     "power_of_two": PowerOfTwo,
+    "ternary": Ternary,
+    "ternary_learned": TernaryLearned,
     "tqt": TQT,
     "uniform": Uniform,
 }
@@ -34,17 +44,22 @@ __all__ = [
     "DSQ",
     "EWGS",
     "LSQ",
+    "N2UQ",
     "PACT",
     "QUANTIZERS",
     "TQT",
     "APoT",
+    "Binary",
     "Deployable",
     "DoReFa",
     "Dynamic",
     "DynamicTensor",
+    "IRNet",
     "LSQPlus",
     "PowerOfTwo",
     "Quantizer",
     "TableQuantizer",
+    "Ternary",
+    "TernaryLearned",
     "Uniform",
 ]

@@ -146,7 +146,5 @@ class APoT(TableQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        codes, steps, scale = self.codes(x), self.steps(x).detach(), expand(self.scale, x.shape)
-        inside = (steps >= self.levels[0]) & (steps <= self.levels[-1])
-        surrogate = torch.where(inside, x.float() + scale * (codes - steps), scale * codes)
-        return self.snap(x, codes, surrogate)
+        codes = self.codes(x)
+        return self.snap(x, codes, self.clipped(x, codes))

@@ -52,6 +52,20 @@ class TableQuantizer(Quantizer):
         thresholds, codes = self.grid()
         return first_reaching(thresholds, self.scale), codes
 
+    def clipped(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Return a surrogate for ``snap``: straight through between the ends of the grid.
+
+        ``x`` receives gradient 1 there, else 0; the scale receives ``code - steps`` there, else
+        the code, as it does in LSQ.
+
+        Args:
+            x: Real values. Shape ``(...)``.
+            codes: What ``codes(x)`` gave.
+        """
+        steps, scale, ends = self.steps(x).detach(), expand(self.scale, x.shape), self.grid()[1]
+        inside = (steps >= ends[0]) & (steps <= ends[-1])
+        return torch.where(inside, x.float() + scale * (codes - steps), scale * codes)
+
     def snap(self, x: Tensor, codes: Tensor, surrogate: Tensor) -> Tensor:
         """Return the real values of ``codes`` for ``x``, with the gradients of ``surrogate``.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qat.errors import SpecError
 from qat.functional.affine import MIN_SCALE, fake_quantize
 from qat.quantizers import LSQ
 from qat.spec import QuantSpec
@@ -78,3 +79,23 @@ def test_power_of_two_scale_learns_through_its_rounding():
     quantizer(x).sum().backward()
     expected = plain_gradient(x, torch.tensor(0.25), quantizer.spec) / (100 * 7) ** 0.5
     torch.testing.assert_close(quantizer.learned_scale.grad, expected, rtol=2.0**-22, atol=0)
+
+
+def test_one_bit_without_a_sign_has_the_codes_0_and_1():
+    spec = QuantSpec(1, signed=False)
+    quantizer = LSQ(spec, (), has_batch=True)
+    quantizer.set_range(torch.tensor(-3.0), torch.tensor(2.0))
+    x = torch.tensor([[-3.0, 0.0, 0.9, 1.0, 1.1, 2.0, 7.0]], requires_grad=True)
+    codes = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1]])  # a tie goes to the even code
+    assert torch.equal(quantizer.codes(x), codes)
+    assert torch.equal(quantizer(x), codes * 2)
+    quantizer(x).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([[0.0, 1, 1, 1, 1, 1, 0]]))
+    v = x.detach() / 2
+    slope = torch.where((v < 0) | (v > 1), codes, codes - v).sum()
+    torch.testing.assert_close(quantizer.learned_scale.grad, slope / 7**0.5)
+
+
+def test_one_bit_with_a_sign_is_refused():
+    with pytest.raises(SpecError, match="2 bits or more, or unsigned"):
+        LSQ(QuantSpec(1), (), has_batch=True)
