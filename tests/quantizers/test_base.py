@@ -1,10 +1,10 @@
-"""What holds for every quantizer that has one grid for all tensors."""
+"""What holds for every quantizer that has one integer grid for all tensors."""
 
 import pytest
 import torch
 
 from qat.functional.affine import dequantize, fake_quantize, scale_from_range
-from qat.quantizers import QUANTIZERS
+from qat.quantizers import QUANTIZERS, Deployable
 from qat.spec import QuantSpec
 
 SPECS = [
@@ -15,7 +15,8 @@ SPECS = [
     QuantSpec(4, axis=0, power_of_two=True),
 ]
 SHAPE = (3, 4, 5)
-STATIC = [name for name, kind in QUANTIZERS.items() if not kind.is_dynamic]
+SIMULATED = [n for n, kind in QUANTIZERS.items() if kind.deployable is Deployable.SIMULATION]
+STATIC = [n for n, kind in QUANTIZERS.items() if not kind.is_dynamic and n not in SIMULATED]
 KEYS = {"lsq": "learned_scale", "uniform": "observed_scale"}
 
 
