@@ -89,6 +89,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "functional/affine",
         "quantizers/fp4",
         "quantizers/fp8",
+        "quantizers/learned_bits",
         "quantizers/lsq",
         "quantizers/mx",
         "quantizers/nvfp4",

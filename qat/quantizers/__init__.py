@@ -5,6 +5,7 @@ from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.fp4 import FP4
 from qat.quantizers.fp8 import FP8
+from qat.quantizers.learned_bits import LearnedBits
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.mx import MX
 from qat.quantizers.nvfp4 import NVFP4
@@ -15,6 +16,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic_tensor": DynamicTensor,
     "fp4": FP4,
     "fp8": FP8,
+    "learned_bits": LearnedBits,
     "lsq": LSQ,
     "mx": MX,
     "nvfp4": NVFP4,
@@ -31,6 +33,7 @@ __all__ = [
     "Deployable",
     "Dynamic",
     "DynamicTensor",
+    "LearnedBits",
     "Quantizer",
     "Uniform",
 ]

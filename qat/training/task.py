@@ -57,6 +57,8 @@ class QATTask(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.teacher: Teacher | None = None
         """What else the model learns from than labels; no part of the module tree."""
+        self.penalties: dict[str, Callable[[nn.Module], Tensor]] = {}
+        """What callbacks add to the loss, each a function of the model."""
         self.total_steps = 1
         """Optimizer steps of the whole run; final once the optimizer is configured."""
         self.val_accuracy = MeanMetric()
@@ -75,6 +77,8 @@ class QATTask(pl.LightningModule):
         loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
         if self.teacher is not None:
             loss = self.teacher.mix(loss, logits, x)
+        for penalty in self.penalties.values():
+            loss = loss + penalty(self.model)
         self.log("train/loss", loss, prog_bar=True)
         if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
             loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))

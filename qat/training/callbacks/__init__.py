@@ -8,6 +8,7 @@ from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
 from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.prune import Prune
+from qat.training.callbacks.size_penalty import SizePenalty
 
 __all__ = [
     "Calibrate",
@@ -24,5 +25,6 @@ __all__ = [
     "QuantizedCheckpoint",
     "QuantizedEarlyStopping",
     "SeedSteps",
+    "SizePenalty",
     "StopOnNonFinite",
 ]
