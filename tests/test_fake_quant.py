@@ -29,6 +29,7 @@ SPECS = {
     "power_of_two": QuantSpec(4),
     "ternary": QuantSpec(2),
     "ternary_learned": QuantSpec(2),
+    **dict.fromkeys(("fp4", "mx", "nvfp4"), QuantSpec(4)),
 }
 """Of quantizers that do not have 8 bits with a sign."""
 WEIGHTS = ("dorefa", "ternary", "ternary_learned")

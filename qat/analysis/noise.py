@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qat.fake_quant import FakeQuant, fake_quants
 from qat.functional.affine import expand
+from qat.quantizers import Deployable
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class SiteNoise:
 
     Attributes:
         sqnr: Signal to quantization noise, decibel.
-        clipped: Share of the values outside the grid, 0 to 1.
+        clipped: Share of the values outside the grid, 0 to 1; 0 where there is no integer grid.
         scale: Mean scale, real units.
     """
 
@@ -31,10 +32,9 @@ class _Probe:
         self.signal = self.noise = self.clipped = self.count = 0.0
 
     def __call__(self, fake_quant: FakeQuant, args: tuple[Tensor, ...], y: Tensor) -> None:
-        x, q, spec = args[0].detach().float(), fake_quant.quantizer, fake_quant.spec
-        codes = q.codes(x)
-        nearer_end = (codes == spec.qmin) | (codes == spec.qmax)
-        self.clipped += float((nearer_end & ((x - y).abs() > _half(q.scale, x, y))).sum())
+        x = args[0].detach().float()
+        if fake_quant.quantizer.deployable is not Deployable.SIMULATION:
+            self.clipped += _count_clipped(fake_quant, x, y)
         self.signal += float(x.square().sum())
         self.noise += float((x - y.detach()).square().sum())
         self.count += x.numel()
@@ -44,6 +44,13 @@ class _Probe:
         sqnr = 10 * torch.log10(torch.tensor(max(ratio, 1e-30))).item()
         scale = fake_quant.quantizer.scale.detach().mean().item()
         return SiteNoise(sqnr, self.clipped / max(self.count, 1), scale)
+
+
+def _count_clipped(fake_quant: FakeQuant, x: Tensor, y: Tensor) -> float:
+    q, spec = fake_quant.quantizer, fake_quant.spec
+    codes = q.codes(x)
+    nearer_end = (codes == spec.qmin) | (codes == spec.qmax)
+    return float((nearer_end & ((x - y).abs() > _half(q.scale, x, y))).sum())
 
 
 def _half(scale: Tensor, x: Tensor, y: Tensor) -> Tensor:

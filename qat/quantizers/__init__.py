@@ -8,10 +8,15 @@ from qat.quantizers.dsq import DSQ
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.ewgs import EWGS
+from qat.quantizers.fp4 import FP4
+from qat.quantizers.fp8 import FP8
 from qat.quantizers.ir_net import IRNet
+from qat.quantizers.learned_bits import LearnedBits
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.mx import MX
 from qat.quantizers.n2uq import N2UQ
+from qat.quantizers.nvfp4 import NVFP4
 from qat.quantizers.pact import PACT
 from qat.quantizers.power_of_two import PowerOfTwo
 from qat.quantizers.table import TableQuantizer
@@ -28,10 +33,15 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic": Dynamic,
     "dynamic_tensor": DynamicTensor,
     "ewgs": EWGS,
+    "fp4": FP4,
+    "fp8": FP8,
     "ir_net": IRNet,
+    "learned_bits": LearnedBits,
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
+    "mx": MX,
     "n2uq": N2UQ,
+    "nvfp4": NVFP4,
     "pact": PACT,
     "power_of_two": PowerOfTwo,
     "ternary": Ternary,
@@ -43,8 +53,12 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 __all__ = [
     "DSQ",
     "EWGS",
+    "FP4",
+    "FP8",
     "LSQ",
+    "MX",
     "N2UQ",
+    "NVFP4",
     "PACT",
     "QUANTIZERS",
     "TQT",
@@ -56,6 +70,7 @@ __all__ = [
     "DynamicTensor",
     "IRNet",
     "LSQPlus",
+    "LearnedBits",
     "PowerOfTwo",
     "Quantizer",
     "TableQuantizer",

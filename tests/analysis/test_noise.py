@@ -11,9 +11,9 @@ from qat.spec import QuantSpec
 from tests.helpers import calibrate, make_scheme
 
 
-def site(spec, low, high):
+def site(spec, low, high, quantizer="uniform"):
     quant = make_fake_quant(
-        "here", spec, (4,), quantizer="uniform", observer="min_max", has_batch=True
+        "here", spec, (4,), quantizer=quantizer, observer="min_max", has_batch=True
     )
     quant.quantizer.set_range(torch.tensor(low), torch.tensor(high))
     quant.calibrated = True
@@ -37,6 +37,18 @@ def test_clipped_share_by_hand():
     # within half a step of an end is rounding, beyond is clipping
     x = torch.tensor([-9.0, -4.6, -4.4, -4.0, 0.0, 3.0, 3.4, 3.6, 100.0, 1.0])
     assert measure_noise(nn.Sequential(quant), x)["here"].clipped == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("quantizer", ["fp4", "mx", "nvfp4"])
+def test_floats_without_codes_have_noise_and_no_clipped_share(quantizer):
+    quant = site(QuantSpec(4), -6.0, 6.0, quantizer)
+    x = torch.tensor([0.25, -1.0, 5.2, 6.0])  # with scale 1: 0, -1, 6, 6
+    found = measure_noise(nn.Sequential(quant), x)["here"]
+    noise = 0.25**2 + 0.8**2
+    signal = 0.25**2 + 1 + 5.2**2 + 36
+    assert found.sqnr == pytest.approx(10 * math.log10(signal / noise), abs=1e-4)
+    assert found.clipped == 0
+    assert found.scale == 1.0
 
 
 def test_unsigned_grids_clip_what_is_negative():

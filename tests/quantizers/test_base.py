@@ -18,7 +18,8 @@ SPECS = [
 ]
 UNSIGNED = [QuantSpec(2, signed=False), QuantSpec(8, signed=False), QuantSpec(4, axis=1)]
 SIGNED = [s for s in SPECS if s.signed]
-FORMATS = {"dorefa": SIGNED, "pact": UNSIGNED, "tqt": SIGNED}
+SYMMETRIC = [s for s in SPECS if s.symmetric]
+FORMATS = {"dorefa": SIGNED, "learned_bits": SYMMETRIC, "pact": UNSIGNED, "tqt": SIGNED}
 """Of quantizers that do not have all of those."""
 ACTIVATIONS = ("pact",)
 OWN_SCALE = ("pact", "tqt")
@@ -39,6 +40,7 @@ KEYS = {
     "tqt": ["log2_threshold", "zero_point"],
     "dorefa": ["observed_scale", "zero_point"],
     "ewgs": ["learned_scale", "zero_point"],
+    "learned_bits": ["learned_limit", "learned_scale", "zero_point"],
     "pact": ["learned_clip", "zero_point"],
     "lsq": ["learned_scale", "zero_point"],
     "uniform": ["observed_scale", "zero_point"],
@@ -73,7 +75,8 @@ def test_range_codes_and_forward_agree(name, spec):
     assert codes.min() >= quantizer.code_spec.qmin
     assert codes.max() <= quantizer.code_spec.qmax
     if quantizer.deployable is Deployable.INTEGERS:
-        assert torch.equal(quantizer(x), fake_quantize(x, scale, zero_point, spec))
+        expected = fake_quantize(x, scale, zero_point, quantizer.code_spec)
+        assert torch.equal(quantizer(x), expected)
 
 
 @pytest.mark.parametrize(("name", "spec"), EACH)

@@ -12,6 +12,7 @@ from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
 from qat.training.callbacks.prune import Prune
 from qat.training.callbacks.reestimate import ReestimateBatchNorm
+from qat.training.callbacks.size_penalty import SizePenalty
 
 __all__ = [
     "EMA",
@@ -33,6 +34,7 @@ __all__ = [
     "QuantizedEarlyStopping",
     "ReestimateBatchNorm",
     "SeedSteps",
+    "SizePenalty",
     "StopOnNonFinite",
     "TrackOscillations",
 ]
