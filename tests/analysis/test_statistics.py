@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def test_divergence_is_that_of_the_distributions():
 
 
 def test_a_batch_norm_that_knows_its_batch_has_none():
-    norm = nn.BatchNorm2d(3, momentum=1.0)
+    norm: Any = nn.BatchNorm2d(3, momentum=1.0)
     stage_batch_norm(norm)
     model, x = nn.Sequential(norm), torch.randn(4, 3, 5, 5) * 2 + 1
     model.train()(x)

@@ -160,7 +160,8 @@ def test_features_are_added_to_the_loss_and_taught():
         with torch.no_grad():
             for model in (task.model, twin.model):
                 model.train()(x)
-        losses.append(sum(map(feature_loss, *(f.take() for f in features))).item())
+        outputs = [f.take() for f in features]
+        losses.append(sum(float(feature_loss(a, b)) for a, b in zip(*outputs, strict=True)))
         assert task.teacher is not None
         assert task.teacher.features is not None
         with pytest.raises(ConfigError, match="by themselves"):

@@ -91,7 +91,7 @@ def test_final_metrics_stand_with_the_hyper_parameters(board, folder):
         assert logged == pytest.approx(value)
     shown = str(board.PluginRunToTagToContent("hparams"))
     assert "optimizer.rates.lr" in shown
-    assert "callbacks" not in shown
+    assert "callbacks.monitor" not in shown
 
 
 def test_csv_has_the_same_curve(board, folder):
