@@ -163,7 +163,8 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for key, value in config.items():
+    for name, value in config.items():
+        key = str(name)  # bits are numbers
         if isinstance(value, Mapping):
             result.update(_flat(value, f"{prefix}{key}."))
         elif not key.startswith("_") or key == "_target_":

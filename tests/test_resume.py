@@ -59,3 +59,37 @@ def test_resuming_a_finished_run_repeats_its_artifact(whole):
     assert done.returncode == 0, done.stderr
     assert only_run(whole.parents[2]) == whole
     assert (whole / "model.onnx").read_bytes() == before
+
+
+REESTIMATE = "_target_: qat.training.callbacks.ReestimateBatchNorm, num_batches: 2"
+AIDS = [
+    "scheme=w2a2",
+    "optimizer=sam",
+    "oscillations=freeze",
+    "oscillations.momentum=0.2",
+    "distillation=features",
+    "callbacks.ema={_target_: qat.training.callbacks.EMA, decay: 0.8}",
+    f"callbacks.reestimate_batch_norm={{{REESTIMATE}, every_validation: true}}",
+    "export.threshold=0.0",  # what is compared is two runs
+]
+
+
+@pytest.mark.slow
+def test_a_run_with_every_training_aid_resumes_in_mid_epoch(tmp_path):
+    command = [*SMALL, EVERY_STEP.lstrip("+"), *AIDS]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    done = train(folders[0], *command)
+    assert done.returncode == 0, done.stderr
+    kill = f"+callbacks.kill={{_target_: tests.runs.KillAt, step: 22, mark: '{tmp_path}/mark'}}"
+    assert train(folders[1], *command, kill).returncode == -9
+    resumed = train(folders[1], *command, kill, "ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    check_equal(*map(only_run, folders))
+    callbacks = [
+        torch.load(only_run(folder) / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+        for folder in folders
+    ]
+    for found in callbacks[0]["FreezeOscillations"]["found"]:
+        histories = [saved["FreezeOscillations"]["found"][found] for saved in callbacks]
+        assert all(torch.equal(histories[0][k], histories[1][k]) for k in histories[0])
+    assert any(h["frozen"].any() for h in callbacks[0]["FreezeOscillations"]["found"].values())

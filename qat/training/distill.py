@@ -1,17 +1,22 @@
-"""Knowledge distillation: the float model teaches its quantized self.
+"""Knowledge distillation: a float model, as a rule its own, teaches a quantized one.
 
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; for
 quantized students Esser et al., arXiv:1902.08153: temperature 1, both losses with the same weight.
+Features: Romero et al., "FitNets", ICLR 2015, arXiv:1412.6550; differs: no layer in between, and
+each sample's features are scaled to length 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.errors import ConfigError
 from qat.training.evaluate import first_output
 
 
@@ -32,6 +37,64 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared distance of samples whose features have length 1, shape ``()``.
+
+    Args:
+        student: Features ``(N, ...)``.
+        teacher: Features of the same shape; no gradient.
+    """
+    ours, theirs = (
+        F.normalize(features.float().flatten(1), dim=1) for features in (student, teacher.detach())
+    )
+    return (ours - theirs).square().sum(1).mean()
+
+
+class Features:
+    """What chosen modules of a model returned last.
+
+    Args:
+        model: The model.
+        paths: Names of its modules.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        self._outputs: dict[str, Tensor] = {}
+        self._handles = [
+            model.get_submodule(path).register_forward_hook(self._keep(path)) for path in paths
+        ]
+
+    def _keep(self, path: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+            del module, args
+            self._outputs[path] = output
+
+        return keep
+
+    def take(self) -> list[Tensor]:
+        """Return the outputs, in the order of the paths, and let go of them.
+
+        Raises:
+            ConfigError: If a module did not run.
+        """
+        missing = [path for path in self.paths if path not in self._outputs]
+        if missing:
+            raise ConfigError(
+                f"expected modules that run by themselves in distillation.features, got {missing}: "
+                "name layers, batch-norms or activations instead of blocks of them."
+            )
+        outputs = [self._outputs[path] for path in self.paths]
+        self._outputs.clear()
+        return outputs
+
+    def remove(self) -> None:
+        """Stop looking."""
+        self._outputs.clear()
+        for handle in self._handles:
+            handle.remove()
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A frozen model and how much it has to say.
@@ -40,11 +103,15 @@ class Teacher:
         model: In eval mode; no part of the student's module tree.
         weight: Share of the distillation loss, 0 to 1; the labels have the rest.
         temperature: Softens the classes of both.
+        features: Of student and teacher, under the same paths, if they are compared.
+        feature_weight: What their mean loss is multiplied by; it is added to the others.
     """
 
     model: nn.Module
     weight: float
     temperature: float
+    features: tuple[Features, Features] | None = None
+    feature_weight: float = 0.0
 
     def mix(self, loss: Tensor, student: Tensor, x: Tensor) -> Tensor:
         """Return the loss of labels and teacher together, shape ``()``.
@@ -57,4 +124,9 @@ class Teacher:
         with torch.no_grad():
             logits = first_output(self.model(x))
         taught = distillation_loss(student, logits, self.temperature)
-        return (1 - self.weight) * loss + self.weight * taught
+        mixed = (1 - self.weight) * loss + self.weight * taught
+        if self.features is None:
+            return mixed
+        ours, theirs = (features.take() for features in self.features)
+        losses = [feature_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
+        return mixed + self.feature_weight * torch.stack(losses).mean()

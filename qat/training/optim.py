@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qat.errors import ConfigError
 from qat.fake_quant import decayed_scale_parameters, scale_parameters
+from qat.layers import quantized_layers
 from qat.training.schedule import Schedule
 
 
@@ -29,9 +30,11 @@ class Rates:
         end_ratio: Where the cosine of the quantized part ends, relative to its start.
         clip_decay: Decay of learned clips, such as PACT's, which are scales otherwise; ``None``
             for that of the weights.
+        decay_by_bits: Bits of a weight to what its decay is multiplied by; others keep theirs.
+            Esser et al., arXiv:1902.08153, section 3: 1, 0.5 and 0.25 at 4, 3 and 2 bits.
 
     Raises:
-        ConfigError: If a rate is not positive.
+        ConfigError: If a rate is not positive, or a factor negative.
     """
 
     lr: float = 0.1
@@ -41,12 +44,19 @@ class Rates:
     warmup: float = 0.1
     end_ratio: float = 0.0
     clip_decay: float | None = None
+    decay_by_bits: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.qat_lr <= 0 or self.scale_lr_ratio < 0:
             raise ConfigError(
                 "expected positive optimizer rates, got "
                 f"lr={self.lr}, qat_lr={self.qat_lr}, scale_lr_ratio={self.scale_lr_ratio}."
+            )
+        factors = self.decay_by_bits or {}
+        if any(not isinstance(b, int) or v < 0 for b, v in factors.items()):
+            raise ConfigError(
+                "expected optimizer.rates.decay_by_bits from bits to factors of 0 or more, got "
+                f"{dict(factors)}: correct it, such as {{2: 0.25}}."
             )
 
 
@@ -61,12 +71,7 @@ def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
     scale_ids, clip_ids = {id(p) for p in scales}, {id(p) for p in clips}
     rest = [p for p in model.parameters() if id(p) not in scale_ids]
     groups = [
-        {
-            "name": "weights",
-            "params": [p for p in rest if p.ndim > 1],
-            "lr": rates.lr,
-            "weight_decay": rates.weight_decay,
-        },
+        *_weight_groups(model, [p for p in rest if p.ndim > 1], rates),
         {
             "name": "undecayed",
             "params": [p for p in rest if p.ndim <= 1],
@@ -87,6 +92,30 @@ def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
         },
     ]
     return [g for g in groups if g["params"]]
+
+
+def _weight_groups(
+    model: nn.Module, weights: list[nn.Parameter], rates: Rates
+) -> list[dict[str, Any]]:
+    """One group for each width that ``rates.decay_by_bits`` names, and one for all others."""
+    bits = {
+        id(layer._parameters["weight"]): layer.weight_quant.quantizer.spec.bits
+        for _, layer in quantized_layers(model)
+    }
+    factors = rates.decay_by_bits or {}
+    names = {b: f"weights of {b} bits" for b in factors}
+    groups: dict[str, dict[str, Any]] = {
+        name: {
+            "name": name,
+            "params": [],
+            "lr": rates.lr,
+            "weight_decay": rates.weight_decay * factors.get(b, 1.0),
+        }
+        for b, name in {**names, 0: "weights"}.items()
+    }
+    for weight in weights:
+        groups[names.get(bits.get(id(weight), 0), "weights")]["params"].append(weight)
+    return list(groups.values())
 
 
 def rate_factor(step: int, total_steps: int, schedule: Schedule, rates: Rates) -> float:

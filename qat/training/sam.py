@@ -49,7 +49,7 @@ class SAM(Optimizer):
         """Let schedulers and loggers see and set what the base optimizer has."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and return what the first call of ``closure`` returned.
 
         Args:

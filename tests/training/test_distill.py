@@ -8,16 +8,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from qat.assemble import make as build_node
+from qat.compose import compose_plain
 from qat.errors import ConfigError
 from qat.fake_quant import fake_quants
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
+from qat.models import build
+from qat.models.registry import OURS
 from qat.training.callbacks import Calibrate, Distill
-from qat.training.distill import Teacher, distillation_loss
+from qat.training.distill import Features, Teacher, distillation_loss, feature_loss
 from qat.training.optim import Rates
 from qat.training.schedule import Schedule
 from qat.training.task import QATTask
 from tests.helpers import make_scheme
+from tests.training import small
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
@@ -123,3 +128,114 @@ def test_teacher_comes_back_when_a_run_resumes(fitted):
     x = torch.randn(16, 6)
     torch.testing.assert_close(task.teacher.model(x), model(x), rtol=1e-6, atol=1e-6)
     assert twin.done
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 4, 4)])
+def test_feature_loss_and_its_gradient_are_those_of_the_formula(shape):
+    student, teacher = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    loss = feature_loss(student, teacher)
+    loss.backward()
+    twin = student.detach().double().flatten(1).requires_grad_()
+    theirs = teacher.double().flatten(1)
+    cosine = (twin * theirs).sum(1) / (twin.norm(dim=1) * theirs.norm(dim=1))
+    by_hand = (2 - 2 * cosine).mean()
+    by_hand.backward()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert student.grad is not None
+    assert twin.grad is not None
+    torch.testing.assert_close(student.grad.double().flatten(1), twin.grad, rtol=1e-4, atol=1e-6)
+    assert feature_loss(student, student * 3.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_features_are_added_to_the_loss_and_taught():
+    losses = []
+    for weight in (0.0, 3.0):
+        task, distill = small.make_task(4), Distill(features="1|4", feature_weight=weight)
+        small.fit(task, distill, Calibrate(2))
+        x, teacher = small.Data().x, distill.teacher
+        assert teacher is not None
+        twin = small.make_task(4)
+        twin.model.load_state_dict(teacher)
+        features = [Features(model, ["1", "4"]) for model in (task.model, twin.model)]
+        with torch.no_grad():
+            for model in (task.model, twin.model):
+                model.train()(x)
+        outputs = [f.take() for f in features]
+        losses.append(sum(float(feature_loss(a, b)) for a, b in zip(*outputs, strict=True)))
+        assert task.teacher is not None
+        assert task.teacher.features is not None
+        with pytest.raises(ConfigError, match="by themselves"):
+            task.teacher.features[0].take()  # hooks are gone, and nothing is held
+    assert losses[1] < losses[0] / 2
+
+
+def test_features_of_both_are_mixed_in():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    features = Features(student, ["0", "1"]), Features(model, ["0", "1"])
+    x = torch.randn(4, 3)
+    logits = student(x)
+    loss = Teacher(model, 0.0, 1.0, features, 0.5).mix(torch.tensor(2.0), logits, x)
+    terms = [feature_loss(student[0](x), model[0](x)), feature_loss(logits, model(x))]
+    assert loss.item() == pytest.approx(2.0 + 0.25 * sum(t.item() for t in terms))
+
+
+@pytest.mark.parametrize("path", ["0", "layer*"], ids=["in front of a batch-norm", "unknown"])
+def test_modules_that_cannot_be_compared(path):
+    with pytest.raises(ConfigError, match=r"distillation\.features=.* correct the patterns"):
+        small.fit(small.make_task(2), Distill(features=path), Calibrate(2))
+
+
+def test_a_block_does_not_run_by_itself():
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 3)))
+    captured, _ = prepare(model, make_scheme(2, 8), torch.randn(4, 6))
+    features = Features(captured, ["0"])
+    captured(torch.randn(4, 6))
+    with pytest.raises(ConfigError, match=r"run by themselves .*\['0'\]"):
+        features.take()
+
+
+def other(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(100, num_classes))
+
+
+@pytest.fixture
+def another(tmp_path, monkeypatch):
+    """Another float model by name, and its checkpoint."""
+    monkeypatch.setitem(OURS, "other", other)
+    model = other(3)
+    torch.save(model.state_dict(), tmp_path / "other.pt")
+    return model, tmp_path / "other.pt"
+
+
+def test_another_model_teaches_and_comes_back_without_its_file(another, tmp_path):
+    model, path = another
+
+    def make():
+        return [Distill(model="other", ckpt=str(path)), Calibrate(2)]
+
+    whole, resumed, plain = (small.make_task(2) for _ in range(3))
+    small.fit(plain, Distill(), Calibrate(2))
+    small.fit(whole, *make(), small.Save(tmp_path / "cut.ckpt"))
+    assert whole.teacher is not None
+    x = torch.randn(8, 4, 5, 5)
+    assert torch.equal(whole.teacher.model(x), model(x))
+    path.unlink()
+    small.fit(resumed, *make(), resume=tmp_path / "cut.ckpt")
+    assert small.same(whole.model, resumed.model)
+    assert not small.same(whole.model, plain.model)
+
+
+@pytest.mark.parametrize("values", [{"model": "resnet56"}, {"ckpt": "resnet56.pt"}])
+def test_half_of_another_teacher(values):
+    with pytest.raises(ConfigError, match=r"distillation\.model and distillation\.ckpt together"):
+        Distill(**values)
+
+
+def test_group_of_features_names_ends_of_blocks():
+    config = compose_plain(["recipe=resnet_w4a4", "distillation=features"])
+    distill = build_node(config["callbacks"]["distill"])
+    model = build("resnet20", 10)
+    assert distill._paths(model, model) == [
+        f"layer{stage}.{block}.bn2" for stage in (1, 2, 3) for block in range(3)
+    ]

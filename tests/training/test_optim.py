@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from qat.assemble import make
+from qat.compose import compose_plain
 from qat.errors import ConfigError
 from qat.fake_quant import activation_quants, scale_parameters
 from qat.graph.insert import prepare
+from qat.run import hyperparameters
+from qat.spec import Rule
 from qat.training.optim import Rates, make_optimizer, parameter_groups, rate_factor
 from qat.training.schedule import Schedule
 from tests.helpers import make_scheme
@@ -79,6 +83,43 @@ def test_clips_decay_and_other_scales_do_not(own, decay):
 def test_empty_groups_are_left_out():
     groups = parameter_groups(nn.Linear(2, 2, bias=False), Rates())
     assert [g["name"] for g in groups] == ["weights"]
+
+
+def test_decay_by_bits():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    rules = {
+        "ends": Rule("@last", {"bits": 8}),
+        "first": Rule("0", {"bits": 3}),
+    }
+    scheme = make_scheme(2, 8, weight=LEARNED, rules=rules)
+    captured = prepare(model, scheme, torch.randn(2, 3, 8, 8))[0]
+    rates = Rates(weight_decay=0.01, decay_by_bits={4: 1.0, 3: 0.5, 2: 0.25})
+    groups = parameter_groups(captured, rates)
+    names = {id(p): n for n, p in captured.named_parameters()}
+    shown = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
+    assert shown.pop("0.weight") == 0.005
+    assert shown.pop("1.weight") == 0.0025
+    assert shown.pop("3.weight") == 0.01
+    assert set(shown.values()) == {0.0}
+    held = [id(p) for g in groups for p in g["params"]]
+    assert len(held) == len(set(held)) == len(list(captured.parameters()))
+    assert [g["name"] for g in groups if g["name"].startswith("weights")] == [
+        "weights of 3 bits", "weights of 2 bits", "weights",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("factors", [{2: -0.5}, {"two": 0.5}])
+def test_factors_that_make_no_sense(factors):
+    with pytest.raises(ConfigError, match=r"decay_by_bits .* correct it"):
+        Rates(decay_by_bits=factors)
+
+
+def test_factors_come_through_the_config():
+    config = compose_plain(
+        ["recipe=resnet_w4a4", "optimizer.rates.decay_by_bits={4: 1.0, 2: 0.25}"]
+    )
+    assert make(config["optimizer"]["rates"]).decay_by_bits == {4: 1.0, 2: 0.25}
+    assert hyperparameters(config)["optimizer.rates.decay_by_bits.2"] == 0.25
 
 
 RATES = Rates(lr=0.4, qat_lr=0.02, warmup=0.1, end_ratio=0.1)

@@ -152,8 +152,8 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         layer = first(pl_module)
         history = self.freeze.found["0"]
-        kept = layer._buffers.get("weight_mask", torch.ones(())) > 0
-        where = history.frozen & kept
+        mask = layer._buffers.get("weight_mask")
+        where = history.frozen if mask is None else history.frozen & (mask > 0)
         assert torch.equal(weight_codes(layer)[where], history.codes[where])
         self.frozen.append((history.frozen.clone(), history.codes.clone()))
 

@@ -1,63 +1,123 @@
-"""Distillation: keep a copy of the float model when quantization starts, and let it teach."""
+"""Distillation: a float model, as a rule the run's own, teaches what quantization starts from."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat.errors import ConfigError
+from qat.layers import QuantizedLayer
+from qat.models import build, load_checkpoint
 from qat.training.callbacks.milestone import Milestone
-from qat.training.distill import Teacher
+from qat.training.distill import Features, Teacher
 from qat.training.task import QATTask
 
 
 class Distill(Milestone):
-    """Make the float model the teacher, in front of its calibration; its tensors are saved.
+    """Make the teacher when quantization starts, in front of calibration; its tensors are saved.
 
     Args:
         weight: Share of the distillation loss, 0 to 1.
         temperature: Softens the classes of teacher and student.
+        model: Name of another model as the teacher, with ``ckpt``; ``None`` for the float model
+            as it is when quantization starts.
+        ckpt: The other model's float checkpoint.
+        features: Glob patterns of module names whose outputs are compared, separated by ``|``.
+        feature_weight: What that loss is multiplied by.
 
     Raises:
-        ConfigError: If a value is out of range.
+        ConfigError: If a value is out of range, or one of ``model`` and ``ckpt`` is missing.
     """
 
     name = "calibrate"
     title = "distill"
 
-    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        weight: float = 0.5,
+        temperature: float = 1.0,
+        model: str | None = None,
+        ckpt: str | None = None,
+        features: str = "",
+        feature_weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        if not 0 <= weight <= 1 or temperature <= 0:
+        if not 0 <= weight <= 1 or temperature <= 0 or feature_weight < 0:
             raise ConfigError(
                 "expected distillation.weight from 0 to 1 and distillation.temperature > 0, got "
-                f"{weight} and {temperature}: correct them."
+                f"{weight} and {temperature}, and a feature_weight of 0 or more, got "
+                f"{feature_weight}: correct them."
+            )
+        if (model is None) is not (ckpt is None):
+            raise ConfigError(
+                "expected distillation.model and distillation.ckpt together, got "
+                f"{model} and {ckpt}: give both for another teacher, or none."
             )
         self.weight, self.temperature = weight, temperature
+        self.model, self.ckpt = model, ckpt
+        self.features, self.feature_weight = features, feature_weight
         self.teacher: dict[str, Tensor] | None = None
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Copy the model as it is, before anything quantizes, if something will learn from it."""
-        del trainer
+        """Copy or load the teacher before anything quantizes, if something will learn from it."""
         if task.schedule.epochs == 0:
             return
-        self.teacher = {name: value.clone() for name, value in task.model.state_dict().items()}
-        self._teach(task)
+        model = self._untaught(trainer, task)
+        if self.ckpt is not None:
+            load_checkpoint(model, self.ckpt)
+        self.teacher = {name: value.clone() for name, value in model.state_dict().items()}
+        self._teach(model, task)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring a resumed run's teacher back; where nothing is trained, nobody needs one."""
-        del trainer
         assert isinstance(pl_module, QATTask)
         if self.teacher is not None:
-            self._teach(pl_module)
+            model = self._untaught(trainer, pl_module)
+            model.load_state_dict(self.teacher)  # phases too: a teacher never quantizes
+            self._teach(model, pl_module)
 
-    def _teach(self, task: QATTask) -> None:
-        assert self.teacher is not None
-        model = deepcopy(task.model).requires_grad_(False)
-        model.load_state_dict(self.teacher)  # phases too: a teacher never quantizes
-        task.teacher = Teacher(model.eval(), self.weight, self.temperature)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Act if the moment never came, and stop looking at the student's features."""
+        super().on_train_end(trainer, pl_module)
+        assert isinstance(pl_module, QATTask)
+        if pl_module.teacher is not None and pl_module.teacher.features is not None:
+            pl_module.teacher.features[0].remove()
+
+    def _untaught(self, trainer: pl.Trainer, task: QATTask) -> nn.Module:
+        if self.model is None:
+            return deepcopy(task.model)
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return build(self.model, data.num_classes).to(task.device)
+
+    def _teach(self, model: nn.Module, task: QATTask) -> None:
+        model.requires_grad_(False).eval()
+        paths, features = self._paths(task.model, model), None
+        if paths:
+            features = Features(task.model, paths), Features(model, paths)
+        task.teacher = Teacher(model, self.weight, self.temperature, features, self.feature_weight)
+
+    def _paths(self, student: nn.Module, teacher: nn.Module) -> list[str]:
+        """Return the modules that are compared; a convolution becomes another one at the fold."""
+        patterns = [p.strip() for p in self.features.split("|") if p.strip()]
+        theirs = {name for name, _ in teacher.named_modules()}
+        paths = [
+            name
+            for name, module in student.named_modules()
+            if any(fnmatchcase(name, p) for p in patterns)
+            and name in theirs
+            and not (isinstance(module, QuantizedLayer) and module.links.batch_norm is not None)
+        ]
+        if patterns and not paths:
+            raise ConfigError(
+                f"expected distillation.features='{self.features}' to match modules of student and "
+                "teacher, other than layers in front of a batch-norm, got none: correct the "
+                "patterns."
+            )
+        return paths
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether the teacher was made, and its tensors."""
