@@ -1,7 +1,7 @@
-"""The modules of a converted model: layers and sites whose parameters are integers.
+"""The layers of a converted model: their parameters are integers.
 
-Their arithmetic goes through ``qat::quantize`` and ``qat::dequantize``, and their parameters are
-laid out as ONNX DequantizeLinear wants them, so an exporter has nothing left to decide.
+Their arithmetic goes through ``qat::dequantize``, and their parameters are laid out as ONNX
+DequantizeLinear wants them, so an exporter has nothing left to decide.
 """
 
 from __future__ import annotations
@@ -13,112 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from qat.batch_norm import channel_affine, channel_gain, channel_shift
-from qat.fake_quant import FakeQuant
-from qat.functional.codes import dequantize_codes, quantize_codes, quantize_dynamic
-from qat.functional.dynamic import token_scale
+from qat.codecs import Lookup, make_codec, storage_type
+from qat.functional.codes import dequantize_codes
 from qat.layers import IntegerParameters, QuantizedLayer, restore_layer
-from qat.quantizers import DynamicTensor
 from qat.spec import QuantSpec
 from qat.subclass import reduce_subclass, specialise
-
-
-def storage_type(spec: QuantSpec, *, signed: bool) -> torch.dtype:
-    """Return the integer type that stores codes of ``spec``."""
-    if spec.bits <= 8:
-        return torch.int8 if signed else torch.uint8
-    return torch.int16 if signed else torch.uint16
-
-
-class ActivationCodec(nn.Module):
-    """Quantize and dequantize the tensors of one site, with frozen integer parameters.
-
-    Codes are stored unsigned, signed ones moved up by half the type's range: runtimes have their
-    fast kernels for unsigned activations.
-
-    Args:
-        site: The site's name.
-        spec: Its format.
-        scale: Grid spacing, real values, shape ``()``.
-        zero_point: Stored code of 0, an integer of shape ``()``.
-        qmin: Lowest stored code.
-        qmax: Highest stored code.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(
-        self, site: str, spec: QuantSpec, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
-    ) -> None:
-        super().__init__()
-        self.site, self.spec = site, spec
-        self.qmin, self.qmax = qmin, qmax
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point.to(storage_type(spec, signed=False)))
-
-    @classmethod
-    def of(cls, fake_quant: FakeQuant) -> ActivationCodec:
-        """Return what takes the place of a trained fake-quant."""
-        spec, quantizer = fake_quant.spec, fake_quant.quantizer
-        storage = storage_type(spec, signed=False)
-        offset = 2 ** (8 * storage.itemsize - 1) if spec.signed else 0
-        zero_point = torch.tensor(int(quantizer.zero_point.item()) + offset, dtype=storage)
-        scale = quantizer.scale.detach().clone()
-        ends = (spec.qmin + offset, spec.qmax + offset)
-        return cls(fake_quant.site, spec, scale, zero_point, *ends)
-
-    def clip(self, low: float, high: float | None) -> None:
-        """Take over a clipping of real values to ``low..high`` in front of this quantize."""
-        zero, scale = int(self.zero_point.item()), self.scale
-        self.qmin = max(self.qmin, zero + int((torch.tensor(low) / scale).round().item()))
-        if high is not None:
-            self.qmax = min(self.qmax, zero + int((torch.tensor(high) / scale).round().item()))
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Return the stored codes of real values ``x``, shape of ``x``."""
-        return quantize_codes(x, self.scale, self.zero_point, self.qmin, self.qmax)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
-        return dequantize_codes(self.codes(x), self.scale, self.zero_point, 0, 0)
-
-
-class DynamicCodec(nn.Module):
-    """Quantize and dequantize every token with the scale that it brings.
-
-    ONNX has no operator for that, so it is plain arithmetic; the codes stay inside.
-
-    Args:
-        site: The site's name.
-        spec: Its format.
-    """
-
-    def __init__(self, site: str, spec: QuantSpec) -> None:
-        super().__init__()
-        self.site, self.spec = site, spec
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Snap real values ``x`` to the grid of each token; shape of ``x``."""
-        scale = token_scale(x, self.spec.qmax)
-        return (x / scale).round().clamp(self.spec.qmin, self.spec.qmax) * scale
-
-
-class DynamicTensorCodec(nn.Module):
-    """Quantize and dequantize a whole tensor on the grid that it brings.
-
-    Args:
-        site: The site's name.
-        spec: Its format: 8 bits, unsigned, affine.
-    """
-
-    def __init__(self, site: str, spec: QuantSpec) -> None:
-        super().__init__()
-        self.site, self.spec = site, spec
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Snap real values ``x`` to the grid, through integers; shape of ``x``."""
-        codes, scale, zero_point = quantize_dynamic(x)
-        return dequantize_codes(codes, scale, zero_point, 0, 0)
 
 
 class ChannelAffine(nn.Module):
@@ -145,15 +44,6 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return real values, shape of ``x``, ``(N, C, ...)``."""
         return channel_affine(x, self.gain, self.shift)
-
-
-def make_codec(fake_quant: FakeQuant) -> ActivationCodec | DynamicCodec | DynamicTensorCodec:
-    """Return what a converted model has in place of an activation's fake-quant."""
-    if isinstance(fake_quant.quantizer, DynamicTensor):
-        return DynamicTensorCodec(fake_quant.site, fake_quant.spec)
-    if fake_quant.quantizer.is_dynamic:
-        return DynamicCodec(fake_quant.site, fake_quant.spec)
-    return ActivationCodec.of(fake_quant)
 
 
 class IntegerLayer(nn.Module):
@@ -235,7 +125,9 @@ def convert_layer(layer: QuantizedLayer) -> None:
     }
     make_integer(layer, spec, axis, block, buffers)
     if links.inner and links.input_quant is not None:
-        layer.add_module("input_codec", make_codec(links.input_quant))
+        lookup, codec = Lookup.of(links.input_quant), make_codec(links.input_quant)
+        whole = codec if lookup is None else nn.Sequential(lookup, codec)
+        layer.add_module("input_codec", whole)
 
 
 def make_integer(

@@ -19,6 +19,7 @@ from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
 from qat.models.checkpoint import read_pickle
+from qat.training.callbacks.anneal import anneal
 from qat.training.evaluate import Score
 from qat.training.phases import is_quantized, phase_of
 
@@ -145,6 +146,7 @@ def finish(model: Captured) -> str:
             f"expected a model whose weights and activations are quantized, got one in phase "
             f"'{phase}': let the run go on (ckpt_path=...) until everything is calibrated."
         )
+    anneal(model, 1.0)
     for fake_quant in fake_quants(model):
         fake_quant.set_phase(Phase.FROZEN)
     fold(model)

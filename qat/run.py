@@ -34,6 +34,7 @@ HYPERPARAMETERS = (
     "scheme",
     "pruning",
     "distillation",
+    "oscillations",
     "initialise",
     "model",
     "data",

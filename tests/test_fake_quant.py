@@ -171,8 +171,8 @@ def test_site_that_saw_no_finite_range_is_an_error(observer, value):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"quantizer": "lsqq"}, r"'uniform'\] at site 'block\.relu', got 'lsqq'"),
-        ({"observer": "max"}, r"'percentile', 'unit_range'\] at site 'block\.relu', got 'max'"),
+        ({"quantizer": "lsqq"}, r"\['apot', .*'uniform'\] at site 'block\.relu', got 'lsqq'"),
+        ({"observer": "max"}, r"\['entropy', .*'unit_range'\] at site 'block\.relu', got 'max'"),
     ],
 )
 def test_unknown_part_is_an_error(parts, message):

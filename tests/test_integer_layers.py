@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from qat.codecs import ActivationCodec, storage_type
 from qat.fake_quant import FakeQuant, Phase, make_fake_quant
 from qat.functional.codes import dequantize_codes, quantize_codes
-from qat.integer_layers import ActivationCodec, IntegerLayer, convert_layer, storage_type
+from qat.integer_layers import IntegerLayer, convert_layer
 from qat.layers import Links, QuantizedLayer, quantize_layer
 from qat.spec import QuantSpec
 

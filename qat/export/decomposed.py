@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from qat.integer_layers import ActivationCodec, DynamicCodec, DynamicTensorCodec, IntegerLayer
+from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec
+from qat.integer_layers import IntegerLayer
 from qat.subclass import plain_twin
 
 _MOVED = 128

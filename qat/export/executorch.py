@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qat.codecs import ActivationCodec
 from qat.errors import ExportError
 from qat.export.decomposed import decompose, float_layers
 from qat.export.quiet import quiet
-from qat.integer_layers import ActivationCodec, IntegerLayer
+from qat.integer_layers import IntegerLayer
 
 log = logging.getLogger("qat")
 METADATA = "metadata"

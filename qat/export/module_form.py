@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec, Lookup, storage_type
 from qat.errors import ExportError
 from qat.export.allowed import MODULES
 from qat.export.arguments import decode, encode
-from qat.integer_layers import (
-    ActivationCodec,
-    ChannelAffine,
-    DynamicCodec,
-    DynamicTensorCodec,
-    IntegerLayer,
-    make_integer,
-    storage_type,
-)
+from qat.integer_layers import ChannelAffine, IntegerLayer, make_integer
 from qat.spec import QuantSpec
 from qat.subclass import original_class
 
@@ -39,8 +32,8 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, ActivationCodec | DynamicCodec | DynamicTensorCodec):
         ends = {"qmin": module.qmin, "qmax": module.qmax} if _is_static(module) else {}
         return {"type": type(module).__name__, "site": module.site, **_spec(module), **ends}
-    if isinstance(module, ChannelAffine):
-        return {"type": "ChannelAffine"}
+    if isinstance(module, ChannelAffine | Lookup):
+        return {"type": type(module).__name__}
     if isinstance(module, IntegerLayer):
         if len(module._modules):
             raise ExportError("a layer inside a module that could not be traced")
@@ -176,11 +169,17 @@ def _channel_affine(
     return ChannelAffine(_tensor(tensors, f"{name}.gain"), _tensor(tensors, f"{name}.shift"))
 
 
+def _lookup(name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lookup:
+    del form
+    return Lookup(_tensor(tensors, f"{name}.thresholds"), _tensor(tensors, f"{name}.values"))
+
+
 _SPECIAL: dict[str, Callable[..., nn.Module]] = {
     "ActivationCodec": _activation_codec,
     "DynamicCodec": _dynamic_codec,
     "DynamicTensorCodec": _dynamic_tensor_codec,
     "ChannelAffine": _channel_affine,
+    "Lookup": _lookup,
 }
 
 

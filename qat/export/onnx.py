@@ -50,6 +50,16 @@ def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
     return op.Clip(op.QuantizeLinear(x, scale, zero_point), low, high)
 
 
+def _look_up(x: Any, thresholds: Any, values: Any) -> Any:
+    """Count the thresholds that were reached, along a new first axis."""
+    behind = op.Constant(value_ints=[*range(1, 1 + len(x.shape))])
+    reached = op.GreaterOrEqual(x, op.Unsqueeze(thresholds, behind))
+    first = op.Constant(value_ints=[0])
+    return op.Gather(
+        values, op.ReduceSum(op.Cast(reached, to=ir.DataType.INT32), first, keepdims=0)
+    )
+
+
 def _quantize_dynamic(x: Any) -> Any:
     return op.DynamicQuantizeLinear(x)
 
@@ -114,6 +124,7 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
     table: dict[Any, Any] = {
         torch.ops.qat.quantize.default: _quantize,
         torch.ops.qat.quantize_dynamic.default: _quantize_dynamic,
+        torch.ops.qat.lookup.default: _look_up,
         torch.ops.qat.dequantize.default: _dequantize,
         torch.ops.aten.mean.dim: _mean,
     }

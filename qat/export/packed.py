@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, fx
 
+from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec
 from qat.errors import ExportError
 from qat.export.graph_form import (
     build_graph_module,
@@ -29,7 +30,7 @@ from qat.export.graph_form import (
     graph_tensors,
 )
 from qat.export.module_form import module_tensors
-from qat.integer_layers import ActivationCodec, DynamicCodec, DynamicTensorCodec, IntegerLayer
+from qat.integer_layers import IntegerLayer
 
 log = logging.getLogger("qat")
 FORMS = ("weights", "activations", "graph", "no_graph", "input")

@@ -20,6 +20,10 @@ _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
 """Unless it is 1, products with 4-bit blocks also quantize what they multiply, to 8 bits."""
 
 
+_EXACT_SUMS = "session.x64quantprecision"
+"""Unless it is 1, processors without VNNI add two products up in int16, and cut the sum off."""
+
+
 class OnnxModel:
     """An ``.onnx`` file loaded in onnxruntime; call it with a batch to get the logits.
 
@@ -51,6 +55,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(_EXACT_4_BIT, "1")
+        options.add_session_config_entry(_EXACT_SUMS, "1")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL

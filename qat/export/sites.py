@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 from torch import fx, nn
 
+from qat.codecs import ActivationCodec, DynamicTensorCodec
 from qat.errors import ExportError
 from qat.export.onnx_file import find_file
-from qat.integer_layers import ActivationCodec, DynamicTensorCodec
 
 SUFFIX = ":codes"
 _CODECS = (ActivationCodec, DynamicTensorCodec)

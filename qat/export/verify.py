@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qat.codecs import ActivationCodec
 from qat.errors import VerificationError
 from qat.export.runtime import OnnxModel
 from qat.export.sites import SUFFIX
-from qat.integer_layers import ActivationCodec
 
 DECISIVE = ("converted", "onnxruntime")
 Z_95 = 1.959964

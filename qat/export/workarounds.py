@@ -18,6 +18,26 @@ def respect_limits(proto: onnx.ModelProto) -> None:
     for node, ratio in list(_integer_averages(proto.graph)):
         if not 2.0**-8 <= ratio < 2.0**8:  # 1.32 fails at run time a little outside of this
             _average_in_float(proto.graph, node)
+    _share_no_zero_points(proto.graph)
+
+
+def _share_no_zero_points(graph: onnx.GraphProto) -> None:
+    """Give every weight a zero point of its own.
+
+    With ``session.x64quantprecision`` onnxruntime 1.32 moves int8 weights to uint8 layer by layer,
+    and fails at the second that has the same zero point, where the layer itself stays in float.
+    """
+    stored, seen = {i.name: i for i in graph.initializer}, set[str]()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        if name in seen:
+            copy = onnx.TensorProto()
+            copy.CopyFrom(stored[name])
+            copy.name = node.input[2] = f"{node.input[0]}_zero_point"
+            graph.initializer.append(copy)
+        seen.add(name)
 
 
 def _integer_averages(graph: onnx.GraphProto) -> Iterator[tuple[NodeProto, float]]:

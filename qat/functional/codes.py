@@ -33,6 +33,24 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Ten
     return torch.empty_like(x, dtype=zero_point.dtype)
 
 
+@torch.library.custom_op("qat::lookup", mutates_args=())
+def look_up(x: Tensor, thresholds: Tensor, values: Tensor) -> Tensor:
+    """Return ``values[number of thresholds <= x]``, shape of ``x``.
+
+    Args:
+        x: Real values. Shape ``(...)``.
+        thresholds: Ascending real values, shape ``(n,)``.
+        values: Shape ``(n + 1,)``.
+    """
+    return values[torch.bucketize(x, thresholds, right=True)]
+
+
+@look_up.register_fake
+def _(x: Tensor, thresholds: Tensor, values: Tensor) -> Tensor:
+    del thresholds
+    return torch.empty_like(x, dtype=values.dtype)
+
+
 @torch.library.custom_op("qat::quantize_dynamic", mutates_args=())
 def quantize_dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return uint8 codes of real values ``x``, and the scale and zero point that it brings.

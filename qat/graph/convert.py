@@ -14,12 +14,13 @@ from copy import deepcopy
 from torch import fx, nn
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.codecs import ActivationCodec, Lookup, make_codec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
-from qat.integer_layers import ActivationCodec, ChannelAffine, convert_layer, make_codec
+from qat.integer_layers import ChannelAffine, convert_layer
 from qat.layers import QuantizedLayer, quantized_layers
 
 _CLIPS = ("relu", "relu6")
@@ -45,8 +46,10 @@ def convert(captured: Captured) -> fx.GraphModule:
         for name, module in twin.named_modules()
         if isinstance(module, FakeQuant)
     }
+    lookups = {name: Lookup.of(module) for name, module in twin.named_modules() if name in codecs}
     for name, codec in codecs.items():
         twin.set_submodule(name, codec)
+    _look_up(twin, graph, {name: lookup for name, lookup in lookups.items() if lookup is not None})
     modules: dict[str, nn.Module] = dict(twin.named_modules())
     _convert_batch_norms(twin, graph, modules)
     _absorb_clips(twin, graph, modules)
@@ -65,6 +68,17 @@ def _check_ready(captured: Captured) -> None:
             f"expected a model in its fold stage with every quantizer on, got {len(waiting)} sites "
             f"that are not, first '{waiting[0]}': calibrate, quantize and fold before converting."
         )
+
+
+def _look_up(twin: Captured, graph: fx.Graph, lookups: dict[str, Lookup]) -> None:
+    """Put tables in front of the quantizes whose codes are not rounded quotients."""
+    for name, lookup in lookups.items():
+        twin.set_submodule(f"{name}_lookup", lookup)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in lookups:
+            with graph.inserting_before(node):
+                found = graph.create_node("call_module", f"{node.target}_lookup", node.args)
+            node.args = (found,)
 
 
 def _convert_batch_norms(twin: Captured, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:

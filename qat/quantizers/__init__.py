@@ -7,6 +7,7 @@ from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.dynamic_tensor import DynamicTensor
 from qat.quantizers.ir_net import IRNet
 from qat.quantizers.lsq import LSQ
+from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.n2uq import N2UQ
 from qat.quantizers.power_of_two import PowerOfTwo
 from qat.quantizers.table import TableQuantizer
@@ -21,6 +22,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "dynamic_tensor": DynamicTensor,
     "ir_net": IRNet,
     "lsq": LSQ,
+    "lsq_plus": LSQPlus,
     "n2uq": N2UQ,
     "power_of_two": PowerOfTwo,
     "ternary": Ternary,
@@ -38,6 +40,7 @@ __all__ = [
     "Dynamic",
     "DynamicTensor",
     "IRNet",
+    "LSQPlus",
     "PowerOfTwo",
     "Quantizer",
     "TableQuantizer",

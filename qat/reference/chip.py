@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qat.batch_norm import StagedBatchNorm, channel_gain, channel_shift
-from qat.integer_layers import ActivationCodec, ChannelAffine
+from qat.codecs import ActivationCodec
+from qat.integer_layers import ChannelAffine
 from qat.reference.fixed_point import fixed_point_codes
 from qat.reference.functions import TABLE_BITS, Lookup, Shares
 from qat.reference.run import IntegerRun, Quantize

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qat.integer_layers import ActivationCodec
+from qat.codecs import ActivationCodec
 from qat.reference.functions import Lookup, Shares
 from qat.reference.values import Accumulator, Affine, Clipped, Pending, Product, Sum
 

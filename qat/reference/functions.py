@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qat.integer_layers import ActivationCodec
+from qat.codecs import ActivationCodec
 from qat.reference.values import Codes, Pending
 
 EXP_BITS = 16

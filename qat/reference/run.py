@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.codecs import ActivationCodec, DynamicTensorCodec, Lookup, make_codec
 from qat.errors import VerificationError
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
@@ -26,7 +27,6 @@ from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
 from qat.graph.signature import unflatten_output
-from qat.integer_layers import ActivationCodec, DynamicTensorCodec, make_codec
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
 from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
 
@@ -56,6 +56,7 @@ class IntegerRun(fx.Interpreter):
         self.captured = model if isinstance(model, Captured) else None
         self.observer = observer
         self.codecs: dict[FakeQuant, Any] = {}
+        self.lookups: dict[FakeQuant, Lookup | None] = {}
         self.largest: dict[str, int] = {}
         self.float_ops: dict[str, str] = {}
 
@@ -63,6 +64,7 @@ class IntegerRun(fx.Interpreter):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns in eval mode for one batch, in the same form."""
         self.codecs.clear()
+        self.lookups.clear()
         self.float_ops.clear()
         model = self.captured
         tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
@@ -139,6 +141,8 @@ class IntegerRun(fx.Interpreter):
         return narrow and not isinstance(x.grid, BroughtGrid)
 
     def _quantize(self, module: Quantize, x: Any) -> Codes | None:
+        lookup = self._lookup(module)
+        x = x if lookup is None else lookup(_real(x))
         grid = self._grid(module, x)
         if grid is None:
             return None  # every token brings its own scale: no accumulator has a single one
@@ -149,6 +153,13 @@ class IntegerRun(fx.Interpreter):
         if self.observer is not None:
             codes = self.observer(grid, codes)
         return Codes(codes - grid.zero_point.float(), grid)
+
+    def _lookup(self, module: Quantize) -> Lookup | None:
+        if not isinstance(module, FakeQuant):
+            return None
+        if module not in self.lookups:
+            self.lookups[module] = Lookup.of(module)
+        return self.lookups[module]
 
     def _round(self, x: Pending, grid: ActivationCodec) -> Tensor:
         """Return stored codes of a result, not held in the range of its grid yet."""

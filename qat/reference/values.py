@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qat.codecs import ActivationCodec
 from qat.functional.dynamic import tensor_grid
-from qat.integer_layers import ActivationCodec
 from qat.spec import QuantSpec
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from qat.errors import ConfigError
 from qat.fake_quant import Phase, fake_quants, scale_parameters
 from qat.functional.affine import full_precision
 from qat.graph.plan import Plan
@@ -20,6 +21,7 @@ from qat.training.distill import Teacher
 from qat.training.evaluate import first_output, inference
 from qat.training.optim import Rates, make_optimizer
 from qat.training.phases import is_quantized
+from qat.training.sam import SAM
 from qat.training.schedule import Schedule
 
 Batch = tuple[Tensor, Tensor]
@@ -57,6 +59,8 @@ class QATTask(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.teacher: Teacher | None = None
         """What else the model learns from than labels; no part of the module tree."""
+        self.penalties: dict[str, Callable[[], Tensor]] = {}
+        """What is added to the loss, by name; each of shape ``()``."""
         self.total_steps = 1
         """Optimizer steps of the whole run; final once the optimizer is configured."""
         self.val_accuracy = MeanMetric()
@@ -75,6 +79,8 @@ class QATTask(pl.LightningModule):
         loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
         if self.teacher is not None:
             loss = self.teacher.mix(loss, logits, x)
+        for penalty in self.penalties.values():
+            loss = loss + penalty()
         self.log("train/loss", loss, prog_bar=True)
         if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
             loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))
@@ -110,11 +116,21 @@ class QATTask(pl.LightningModule):
                     parameter.grad = None
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and its schedule."""
+        """Return the optimizer and its schedule.
+
+        Raises:
+            ConfigError: If gradients are to be accumulated for an optimizer that computes its own.
+        """
         self.total_steps = count_steps(self.trainer)
         optimizer, scheduler = make_optimizer(
             self.model, self.make_optimizer, self.rates, self.schedule, self.total_steps
         )
+        if isinstance(optimizer, SAM) and self.trainer.accumulate_grad_batches > 1:
+            raise ConfigError(
+                "expected trainer.accumulate_grad_batches=1 with optimizer=sam, got "
+                f"{self.trainer.accumulate_grad_batches}: its second pass would replace the sum of "
+                "gradients; raise data.batch_size instead."
+            )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 

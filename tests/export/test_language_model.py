@@ -4,12 +4,13 @@ import onnx
 import pytest
 import torch
 
+from qat.codecs import DynamicCodec
 from qat.export.onnx import export_onnx
 from qat.export.packed import load_packed, save_packed
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs
 from qat.graph.convert import convert
-from qat.integer_layers import DynamicCodec, IntegerLayer
+from qat.integer_layers import IntegerLayer
 from qat.layers import quantized_layers
 from qat.models import build
 from qat.reference.run import IntegerRun

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qat.batch_norm import channel_gain, channel_shift
+from qat.codecs import ActivationCodec
 from qat.errors import ExportError
 from qat.export.packed import (
     first_packed_difference,
@@ -16,7 +17,7 @@ from qat.export.packed import (
 )
 from qat.functional.codes import dequantize_codes
 from qat.graph.convert import convert
-from qat.integer_layers import ActivationCodec, IntegerLayer
+from qat.integer_layers import IntegerLayer
 from tests.graph.test_convert import FORMATS, make
 from tests.helpers import folded, make_scheme, warm_up
 

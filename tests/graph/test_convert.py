@@ -7,13 +7,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from qat.codecs import ActivationCodec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
 from qat.graph.op_names import op_name
 from qat.graph.ops import OPS
-from qat.integer_layers import ActivationCodec, ChannelAffine, IntegerLayer
+from qat.integer_layers import ChannelAffine, IntegerLayer
 from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from tests.helpers import calibrate, folded, make_scheme, warm_up

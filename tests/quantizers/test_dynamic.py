@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from qat.codecs import DynamicCodec, make_codec
 from qat.errors import SpecError
 from qat.fake_quant import Phase, make_fake_quant
 from qat.functional.dynamic import token_scale
-from qat.integer_layers import DynamicCodec, make_codec
 from qat.quantizers import QUANTIZERS, Dynamic
 from qat.spec import QuantSpec
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from qat.codecs import DynamicTensorCodec, make_codec
 from qat.errors import SpecError
 from qat.functional.codes import quantize_dynamic
 from qat.functional.dynamic import tensor_grid
-from qat.integer_layers import DynamicTensorCodec, make_codec
 from qat.quantizers import QUANTIZERS, DynamicTensor
 from qat.spec import QuantSpec
 from tests.quantizers.test_dynamic import calibrated_site

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.codecs import ActivationCodec
 from qat.errors import VerificationError
 from qat.export.onnx import export_onnx
 from qat.export.verify import compare_sites
 from qat.graph.convert import convert
-from qat.integer_layers import ActivationCodec
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
 from tests.graph.test_convert import NETS, Moves, make

@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
+from qat.codecs import ActivationCodec
 from qat.fake_quant import make_fake_quant
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
-from qat.integer_layers import ActivationCodec
 from qat.layers import fold
 from qat.reference.run import IntegerRun
 from qat.reference.values import Accumulator, Average, Clipped, Codes, Product, Sum

@@ -1,5 +1,7 @@
 """What happens during training: each trick of time is one callback with its state saved."""
 
+from qat.training.callbacks.anneal import Anneal
+from qat.training.callbacks.average import EMA
 from qat.training.callbacks.calibrate import Calibrate, CalibrateActivations
 from qat.training.callbacks.checkpoint import QuantizedCheckpoint, QuantizedEarlyStopping
 from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
@@ -7,22 +9,30 @@ from qat.training.callbacks.distill import Distill
 from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
 from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.monitor import Monitor
+from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
 from qat.training.callbacks.prune import Prune
+from qat.training.callbacks.reestimate import ReestimateBatchNorm
 
 __all__ = [
+    "EMA",
+    "Anneal",
     "Calibrate",
     "CalibrateActivations",
     "Clock",
+    "Dampen",
     "Distill",
     "EpochLines",
     "Fold",
     "FreezeBatchNorm",
     "FreezeObservers",
+    "FreezeOscillations",
     "Monitor",
     "PhaseProgressBar",
     "Prune",
     "QuantizedCheckpoint",
     "QuantizedEarlyStopping",
+    "ReestimateBatchNorm",
     "SeedSteps",
     "StopOnNonFinite",
+    "TrackOscillations",
 ]
