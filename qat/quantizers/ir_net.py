@@ -36,7 +36,8 @@ class IRNet(Binary):
         is ``k * t * (1 - tanh(t * v)**2)`` with ``t`` from 0.1 to 10, evenly in its logarithm, and
         ``k = max(1 / t, 1)``. Differs: the scale is in the units of the weight, not of the weight
         divided by ``std``, so that a float model keeps its function; mean and std get no gradient;
-        an activation has a learned scale, in whose units ``v`` is.
+        an activation has a learned scale, in whose units ``v`` is, and whose gradient is the code;
+        without a sign ``v`` counts from one half, in halves.
     """
 
     mean: Tensor
@@ -70,13 +71,20 @@ class IRNet(Binary):
 
     def steps(self, x: Tensor) -> Tensor:
         """Return a weight ``x`` without its mean, in standard deviations; else in scales."""
-        if self.has_batch:
-            return super().steps(x)
-        mean, deviation = self.mean.clone(), self.deviation.clone()
-        return (x.float() - expand(mean, x.shape)) / expand(deviation, x.shape)
+        unit = self.scale.detach() if self.has_batch else self.deviation.clone()
+        return (x.float() - expand(self.mean.clone(), x.shape)) / expand(unit, x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        codes, scale, sharpness = self.codes(x), expand(self.scale, x.shape), self.sharpness.clone()
-        soft = (1 / sharpness).clamp_min(1) * torch.tanh(sharpness * self.steps(x))
-        return self.snap(x, codes, scale * codes + scale.detach() * soft)
+        codes, scale = self.codes(x), expand(self.scale, x.shape)
+        return self.snap(x, codes, scale * codes + scale.detach() * self.soft(self.steps(x)))
+
+    def soft(self, steps: Tensor) -> Tensor:
+        """Return what has the estimator's gradient: a smooth step from code to code.
+
+        Args:
+            steps: What ``steps`` gave. Shape ``(...)``.
+        """
+        half, sharpness = (self.levels[1] - self.levels[0]) / 2, self.sharpness.clone()
+        signed = (steps - self.thresholds) / half
+        return half * (1 / sharpness).clamp_min(1) * torch.tanh(sharpness * signed)

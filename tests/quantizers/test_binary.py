@@ -113,16 +113,17 @@ def test_sharpness_goes_evenly_in_its_logarithm_and_is_saved():
     assert torch.equal(fresh.sharpness, quantizer.sharpness)
 
 
-def test_scale_of_an_ir_net_activation_learns():
-    quantizer = IRNet(QuantSpec(1), (), has_batch=True)
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_gradients_of_an_ir_net_activation(signed):
+    quantizer = IRNet(QuantSpec(1, signed=signed), (), has_batch=True)
     quantizer.set_scale(torch.tensor(2.0))
     quantizer.anneal(0.5)  # k = t = 1
-    x = torch.tensor([-5.0, 0.5, 1.0], requires_grad=True)
+    x = torch.tensor([-5.0, 0.5, 0.9, 1.0, 3.0], requires_grad=True)
     quantizer(x).sum().backward()
-    v = x.detach() / 2
-    slope = 1 - torch.tanh(v) ** 2
-    torch.testing.assert_close(x.grad, slope)
-    torch.testing.assert_close(quantizer.raw_scale.grad, (v.sign() - slope * v).sum())
+    v = x.detach() / 2 if signed else (x.detach() / 2 - 0.5) / 0.5
+    torch.testing.assert_close(x.grad, 1 - torch.tanh(v) ** 2)
+    codes = torch.tensor([-1.0, 1, 1, 1, 1] if signed else [0.0, 0, 0, 1, 1])
+    assert quantizer.raw_scale.grad == codes.sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ BASE = [
 ]
 ADAM = ["optimizer=adamw", "optimizer.rates.qat_lr=0.002"]
 POINTS = 1.5
+FOUR_BITS = "scheme.rules.body.activation.bits=4"
 AFFINE = "scheme.rules.body.activation.symmetric=false"
 
 pytestmark = [
@@ -53,3 +54,25 @@ def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
     assert report.verification.agreement["converted"] == 1
     assert {layer.bits for layer in report.layers} in ({4, 8}, {5, 8})  # DoReFa's codes have 5
     assert report.accuracy["converted"] >= report.accuracy["float"] - POINTS
+
+
+@pytest.mark.parametrize(
+    ("word", "scheme", "options", "points"),
+    [
+        ("apot", "w4a4", [], POINTS),
+        ("power_of_two", "w4a4", [], POINTS),
+        ("n2uq", "w4a4", [], POINTS),
+        ("ternary", "w2a2", [FOUR_BITS], POINTS),
+        ("ternary_learned", "w2a2", [FOUR_BITS], POINTS),
+        ("binary", "w1a1", [], 6.0),
+        ("binary", "w1a2", ["quantizer.activation=lsq"], 6.0),
+        ("ir_net", "w1a1", [], 6.0),
+    ],
+)
+def test_looked_up_codes_are_close_to_float(word, scheme, options, points, ckpt, tmp_path):
+    training = ["schedule.epochs=10", "optimizer.rates.qat_lr=0.02"]
+    names = [*BASE, f"scheme={scheme}", f"ckpt='{ckpt}'", f"quantizer={word}", *training, *options]
+    report = run(compose(names, tmp_path))
+    assert report is not None
+    assert report.verification.agreement["converted"] == 1
+    assert report.accuracy["converted"] >= report.accuracy["float"] - points
