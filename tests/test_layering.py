@@ -106,6 +106,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
         "quantizers/tqt",
         "quantizers/dsq",
         "functional/staircase",
+        "functional/stochastic",
         "functional/estimators",
         "layers",
         "pruning/magnitude",

@@ -19,6 +19,8 @@ MIN_SCALE = 2.0**-26
 MAX_BIAS_CODE = 2**30
 Estimator = Callable[[Tensor, Tensor], Tensor]
 """Gradient of a rounded value, and how far it lies above its code, in steps → that of its input."""
+Rounding = Callable[[Tensor], Tensor]
+"""Values in steps → whole numbers beside them."""
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -69,7 +71,14 @@ def mean_to(x: Tensor, shape: torch.Size) -> Tensor:
     return reduce_to(x, shape) / (x.numel() // shape.numel())
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    rounding: Rounding | None = None,
+) -> Tensor:
     """Return the integer codes of ``x`` as float32, shape of ``x``.
 
     Args:
@@ -78,8 +87,10 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
         zero_point: Code of the real value 0; shape of ``scale``.
         qmin: Lowest code.
         qmax: Highest code.
+        rounding: How to round, instead of half to even; a new tensor.
     """
-    steps = (x.float() / expand(scale, x.shape)).round_()
+    steps = x.float() / expand(scale, x.shape)
+    steps = steps.round_() if rounding is None else rounding(steps)
     return steps.add_(expand(zero_point, x.shape)).clamp_(qmin, qmax)
 
 
@@ -102,33 +113,38 @@ class _FakeQuantize(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor,
-        ends: tuple[int, int],
-        factor: float,
+        grid: tuple[int, int, float],
         estimate: Estimator | None,
+        rounding: Rounding | None,
     ) -> Tensor:
-        qmin, qmax = ends
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = (qmin, qmax, factor)
-        ctx.estimate = estimate
-        y = dequantize(quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
+        qmin, qmax, _ = grid
+        rounded = None  # to the nearest can be done again, by chance cannot
+        if rounding is not None:
+            rounded = rounding(x.float() / expand(scale, x.shape))
+            codes = (rounded + expand(zero_point, x.shape)).clamp_(qmin, qmax)
+        else:
+            codes = quantize(x, scale, zero_point, qmin, qmax)
+        ctx.save_for_backward(x, scale, zero_point, rounded)
+        ctx.grid, ctx.estimate = grid, estimate
+        y = dequantize(codes, scale, zero_point)
         return y if qmax - qmin > 255 else y.to(x.dtype)  # half floats cannot hold wider codes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, rounded = ctx.saved_tensors
         qmin, qmax, factor = ctx.grid
         grad = grads[0].float()
         offset = expand(zero_point, x.shape)
         steps = x.float() / expand(scale, x.shape)
         inside = (steps >= qmin - offset) & (steps <= qmax - offset)
-        nearest = steps.round()
+        whole = steps.round() if rounded is None else rounded
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
-            passed = grad if ctx.estimate is None else ctx.estimate(grad, steps - nearest)
+            passed = grad if ctx.estimate is None else ctx.estimate(grad, steps - whole)
             grad_x = (passed * inside).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            clipped = torch.minimum(torch.maximum(nearest, qmin - offset), qmax - offset)
-            slope = torch.where(inside, nearest - steps, clipped)
+            clipped = torch.minimum(torch.maximum(whole, qmin - offset), qmax - offset)
+            slope = torch.where(inside, whole - steps, clipped)
             grad_scale = reduce_to(grad * slope, scale.shape).mul_(factor)
         return grad_x, grad_scale, None, None, None, None
 
@@ -141,6 +157,7 @@ def fake_quantize(
     *,
     factor: float = 1.0,
     estimate: Estimator | None = None,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """Snap ``x`` to the grid of ``spec``, with straight-through gradients for ``x`` and ``scale``.
 
@@ -155,6 +172,7 @@ def fake_quantize(
         spec: The number format.
         factor: Multiplies the gradient of ``scale``.
         estimate: What the gradient of ``x`` is inside the grid, instead of straight through.
+        rounding: What ``round`` is, instead of half to even.
 
     Returns:
         Real values on the grid: shape and dtype of ``x``, but float32 for codes over 8 bits.
@@ -166,8 +184,8 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-3.0, 0.3, 9.0]), one, one * 0, QuantSpec(2))
         tensor([-1.0000,  0.5000,  0.5000])
     """
-    ends = (spec.qmin, spec.qmax)
-    return _FakeQuantize.apply(x, scale, zero_point, ends, factor, estimate)
+    grid = (spec.qmin, spec.qmax, factor)
+    return _FakeQuantize.apply(x, scale, zero_point, grid, estimate, rounding)
 
 
 def _cover(end: Tensor, code: int) -> Tensor:

@@ -5,6 +5,7 @@ An estimator gets the gradient of rounded values and how far those lay above the
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from torch import Tensor
@@ -35,3 +36,22 @@ def ewgs(delta: float, num_steps: int) -> Estimator:
 
 def _scale_by_distance(grad: Tensor, above: Tensor, *, delta: float) -> Tensor:
     return grad * (1 + delta * grad.sign() * above)
+
+
+def dsq(softness: float) -> Estimator:
+    """Return the estimator that has the slope of the soft staircase: DSQ with hard rounding.
+
+    Values half way between two codes get most of the gradient, those on a code the least.
+
+    Args:
+        softness: Between 0 and 1; the less, the steeper. It stays, so this is no annealing.
+
+    Source: Gong et al., "Differentiable Soft Quantization: Bridging Full-Precision and Low-Bit
+    Neural Networks", ICCV 2019, arXiv:1908.05033, section 3.
+    """
+    return partial(_slope_of_staircase, k=math.log(2 / softness - 1))
+
+
+def _slope_of_staircase(grad: Tensor, above: Tensor, *, k: float) -> Tensor:
+    from_middle = 0.5 - above.abs()
+    return grad * (k / 2 / math.tanh(k / 2)) * (1 - (k * from_middle).tanh().square())

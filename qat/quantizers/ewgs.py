@@ -6,10 +6,8 @@ arXiv:2104.00903, section 3.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from qat.errors import SpecError
-from qat.functional.affine import fake_quantize
+from qat.functional.affine import Estimator
 from qat.functional.estimators import ewgs
 from qat.quantizers.lsq import LSQ
 from qat.spec import QuantSpec
@@ -48,10 +46,7 @@ class EWGS(LSQ):
             raise SpecError(f"expected delta >= 0 for EWGS, got {delta}: 0 is LSQ; choose more.")
         self.delta = delta
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        factor = self.gradient_factor(x)
-        estimate = ewgs(self.delta, self.spec.qmax - self.spec.qmin)
-        return fake_quantize(
-            x, self.scale, self.zero_point, self.spec, factor=factor, estimate=estimate
-        )
+    @property
+    def estimator(self) -> Estimator:
+        """The gradient of rounding."""
+        return ewgs(self.delta, self.spec.qmax - self.spec.qmin)

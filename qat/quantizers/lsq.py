@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional.affine import MIN_SCALE, fake_quantize
+from qat.functional.affine import MIN_SCALE
 from qat.functional.ste import clamp_min_ste, power_of_two
-from qat.quantizers.base import Quantizer
+from qat.quantizers.grid import GridQuantizer
 from qat.spec import QuantSpec
 
 
-class LSQ(Quantizer):
+class LSQ(GridQuantizer):
     """Fake-quantize with a learned scale; its gradient is multiplied by ``1 / sqrt(n * qmax)``.
 
     ``n`` counts the elements that share one scale: of a weight, all of them; of an activation,
@@ -26,6 +26,8 @@ class LSQ(Quantizer):
         spec: The number format.
         scale_shape: Shape of the scale.
         has_batch: Whether axis 0 of what it sees counts samples.
+        rounding: As in ``GridQuantizer``; the paper's is ``nearest``.
+        gradient: As in ``GridQuantizer``; the paper's is ``ste``.
 
     Paper:
         Gradient: eq. 3; its factor: section 2.2. The initial scale ``2 * mean(|x|) / sqrt(qmax)``
@@ -33,8 +35,18 @@ class LSQ(Quantizer):
         scale is held above a small positive bound, which the paper leaves open.
     """
 
-    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
-        super().__init__(spec, scale_shape, has_batch=has_batch)
+    def __init__(
+        self,
+        spec: QuantSpec,
+        scale_shape: tuple[int, ...],
+        *,
+        has_batch: bool,
+        rounding: str = "nearest",
+        gradient: str = "ste",
+    ) -> None:
+        super().__init__(
+            spec, scale_shape, has_batch=has_batch, rounding=rounding, gradient=gradient
+        )
         self.learned_scale = nn.Parameter(torch.ones(scale_shape))
 
     @property
@@ -55,8 +67,7 @@ class LSQ(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        factor = self.gradient_factor(x)
-        return fake_quantize(x, self.scale, self.zero_point, self.spec, factor=factor)
+        return self.snap(x, self.scale, self.zero_point, self.gradient_factor(x))
 
     def gradient_factor(self, x: Tensor) -> float:
         """Return what the gradient of the scale is multiplied by for real values ``x``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qat.functional.affine import dequantize, expand, quantize, reduce_to, scale_from_range
 from qat.quantizers.lsq import LSQ
+from qat.spec import QuantSpec
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -67,6 +68,9 @@ class LSQPlus(LSQ):
     """
 
     learned_offset: nn.Parameter | None
+
+    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
+        super().__init__(spec, scale_shape, has_batch=has_batch)
 
     def make_zero_point(self, scale_shape: tuple[int, ...]) -> None:
         """Create the offset, in real units, or leave it out of symmetric formats."""

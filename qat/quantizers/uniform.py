@@ -9,24 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.functional.affine import fake_quantize
-from qat.quantizers.base import Quantizer
+from qat.quantizers.grid import GridQuantizer
 from qat.spec import QuantSpec
 
 
-class Uniform(Quantizer):
+class Uniform(GridQuantizer):
     """Fake-quantize with a scale set from outside; gradients pass where nothing was clipped.
 
     Args:
         spec: The number format.
         scale_shape: Shape of the scale.
         has_batch: Whether axis 0 of what it sees counts samples.
+        rounding: As in ``GridQuantizer``; the paper's is ``nearest``.
+        gradient: As in ``GridQuantizer``; the paper's is ``ste``.
     """
 
     observed_scale: Tensor
 
-    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
-        super().__init__(spec, scale_shape, has_batch=has_batch)
+    def __init__(
+        self,
+        spec: QuantSpec,
+        scale_shape: tuple[int, ...],
+        *,
+        has_batch: bool,
+        rounding: str = "nearest",
+        gradient: str = "ste",
+    ) -> None:
+        super().__init__(
+            spec, scale_shape, has_batch=has_batch, rounding=rounding, gradient=gradient
+        )
         self.register_buffer("observed_scale", torch.ones(scale_shape))
 
     @property
@@ -49,4 +60,4 @@ class Uniform(Quantizer):
         scale, zero_point = self.observed_scale, self.zero_point
         if self.training:  # a shared site moves on to its next tensor before this one's backward
             scale, zero_point = scale.clone(), zero_point.clone()
-        return fake_quantize(x, scale, zero_point, self.spec)
+        return self.snap(x, scale, zero_point)

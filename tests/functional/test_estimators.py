@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from qat.functional.affine import fake_quantize
-from qat.functional.estimators import ewgs
+from qat.functional.estimators import dsq, ewgs
+from qat.functional.staircase import staircase
 from qat.spec import QuantSpec
 
 
@@ -40,3 +41,17 @@ def test_estimators_can_be_pickled():
     grad, above = torch.randn(100), torch.rand(100) - 0.5
     estimate = ewgs(0.1, 3)
     assert torch.equal(pickle.loads(pickle.dumps(estimate))(grad, above), estimate(grad, above))
+
+
+@pytest.mark.parametrize("softness", [0.4, 0.2, 0.01])
+def test_dsq_is_the_slope_of_the_staircase(softness):
+    spec, one = QuantSpec(4), torch.tensor(1.0)
+    x = (torch.arange(-100, 101) / 11).requires_grad_()
+    upstream = torch.randn(201)
+    fake_quantize(x, one, one * 0, spec, estimate=dsq(softness)).backward(upstream)
+    steps = x.detach().clone().requires_grad_()
+    staircase(steps, torch.tensor(softness)).sum().backward()
+    inside = (steps >= -8) & (steps <= 7)
+    assert x.grad is not None
+    assert steps.grad is not None
+    torch.testing.assert_close(x.grad, upstream * steps.grad * inside, rtol=1e-4, atol=1e-6)

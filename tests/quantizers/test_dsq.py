@@ -1,5 +1,7 @@
 """DSQ: soft and with the staircase's gradients at first, LSQ to the bit at last."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def make(kind, spec, **options):
     return quantizer
 
 
-def outcome(quantizer, x):
+def outcome(quantizer, x) -> Any:
     """Return output and gradients of x and scale, for one upstream gradient."""
     x = x.clone().requires_grad_()
     y = quantizer(x)

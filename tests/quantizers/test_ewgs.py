@@ -11,7 +11,7 @@ from qat.quantizers import EWGS, LSQ
 from qat.spec import QuantSpec
 
 
-def run(quantizer, x):
+def run(quantizer, x) -> Any:
     """Return the output and the gradients of x and scale, for one upstream gradient."""
     x = x.clone().requires_grad_()
     quantizer.set_range(torch.full((3, 1), -1.0), torch.full((3, 1), 0.7))

@@ -135,5 +135,6 @@ def test_half_floats_are_quantized_in_float32():
     x = torch.linspace(-6, 6, 4001).bfloat16().requires_grad_()
     result = quantizer(x)
     result.sum().backward()
+    assert x.grad is not None
     assert result.dtype is x.grad.dtype is torch.bfloat16
     assert torch.equal(result, quantizer(x.detach().float()).bfloat16())

@@ -23,6 +23,7 @@ def test_gradients_are_those_of_the_clipping_exactly():
     v, g = x.detach().numpy(), upstream.numpy()
     expected = np.clip(np.rint(v / 0.25), 0, 7) * 0.25
     assert np.array_equal(result.detach().numpy(), expected)
+    assert x.grad is not None
     assert np.array_equal(x.grad.numpy(), g * ((v >= 0) & (v < 1.75)))
     assert quantizer.learned_clip.grad == (g * (v >= 1.75)).sum()
 
@@ -73,6 +74,7 @@ def test_clip_driven_negative_stays_positive_and_comes_back():
         quantizer.learned_clip.fill_(-0.1)
     assert quantizer.scale == MIN_SCALE
     (quantizer(x) - x).square().mean().backward()
+    assert quantizer.learned_clip.grad is not None
     assert quantizer.learned_clip.grad < 0  # a step makes it larger
 
 

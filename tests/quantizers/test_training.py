@@ -15,6 +15,11 @@ BASE = [
     *QUIET,
 ]
 ADAM = ["optimizer=adamw", "optimizer.rates.qat_lr=0.002"]
+STOCHASTIC = [
+    f"scheme.rules.body.{kind}.quantizer={{name: lsq, rounding: stochastic, gradient: ewgs}}"
+    for kind in ("weight", "activation")
+]
+FLOOR = ["scheme.rules.body.weight.quantizer={name: lsq, rounding: floor, gradient: dsq}"]
 POINTS = 1.5
 FOUR_BITS = "scheme.rules.body.activation.bits=4"
 AFFINE = "scheme.rules.body.activation.symmetric=false"
@@ -44,6 +49,8 @@ def ckpt(tmp_path_factory):
         ("dorefa", []),
         ("tqt", ADAM),
         ("dsq", []),
+        ("lsq", STOCHASTIC),
+        ("lsq", FLOOR),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
