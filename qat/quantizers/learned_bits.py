@@ -78,8 +78,8 @@ class LearnedBits(Quantizer):
         Forward and gradients are those of U3: inside, ``(Q(x) - x) / d`` for ``d`` and 1 for
         ``x``; where clipped, ``sign(x)`` for ``q_max``. Differs: ``q_max`` is rounded to a whole
         number of steps, so that codes are integers, and held where the bits lie between 2 and
-        ``spec.bits``: there it is a multiple of ``d``, which gets its gradient. The step is a power
-        of two only in formats that ask for it; each channel may have its own.
+        ``spec.bits``: there it is a multiple of ``d``, which gets its gradient, too. The step is a
+        power of two only in formats that ask for it; each channel may have its own.
     """
 
     needs = "symmetric formats of 2 bits or more"
@@ -119,9 +119,14 @@ class LearnedBits(Quantizer):
 
     @property
     def steps(self) -> Tensor:
-        """The range in steps, held between those of 2 bits and ``spec.bits``; gradient 1 there."""
+        """The range in steps, held between those of 2 bits and of ``spec.bits``; differentiable.
+
+        Gradient 0 below, where bits cannot become fewer; 1 above, so that it comes back.
+        """
+        least, most = self._ends
         steps = self.learned_limit / self.scale
-        return replace_value(steps.detach().clamp(*self._ends), steps)
+        steps = torch.where(steps < least, least, steps)
+        return replace_value(steps.detach().clamp_max(most), steps)
 
     @property
     def bits_in_use(self) -> Tensor:
@@ -139,11 +144,12 @@ class LearnedBits(Quantizer):
         return self.steps.detach().round()
 
     def _limit(self) -> Tensor:
-        """Return the range that is kept; where it is held, the step moves it."""
+        """Return the range that is kept; where it is held, the step moves it, too."""
         scale, (least, most) = self.scale, self._ends
         steps = self.learned_limit.detach() / scale.detach()
         below_most = torch.where(steps > most, scale * most, self.learned_limit)
-        return torch.where(steps < least, scale * least, below_most)
+        back = self.learned_limit - self.learned_limit.detach()  # 0, with a way back up
+        return torch.where(steps < least, scale * least + back, below_most)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

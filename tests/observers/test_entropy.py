@@ -65,6 +65,7 @@ def test_range_has_the_least_divergence_of_all_candidates(spec):
     observer.bins = 256
     observer.observe(x)
     low, high = observer.range()
+    assert observer._counts is not None
     counts, centres = observer._counts[0].tolist(), observer._centres()[0].tolist()
     losses = {
         f: divergence(counts, centres, x.min() * f, x.max() * f, spec)

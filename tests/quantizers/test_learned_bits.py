@@ -105,7 +105,8 @@ def test_range_that_is_held_is_moved_by_the_step(top, held):
     _, of_step, of_limit = by_hand(x, 0.25, held, signed=True)
     expected = float(of_step.sum() + held * of_limit.sum())
     assert float(quantizer.learned_scale.grad) == pytest.approx(expected, rel=1e-6)
-    assert float(quantizer.learned_limit.grad) == 0
+    # Below the least range it may come back up; above the widest it waits for the step.
+    assert float(quantizer.learned_limit.grad) == (float(of_limit.sum()) if top < 1 else 0)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -115,7 +116,9 @@ def test_bits_are_those_of_the_formula_and_their_gradient_skips_the_ceiling(sign
         bits = quantizer.bits_in_use
         assert bits.item() == max(2, math.ceil(math.log2(top + 1) + signed))
         bits.backward()
-        if top >= 3:
+        if top < (1 if signed else 3):
+            assert quantizer.learned_limit.grad == 0  # 2 bits cannot become fewer
+        else:
             slope = 1 / ((top + 1) * math.log(2))  # of log2(q_max / d + 1) for q_max / d
             assert float(quantizer.learned_limit.grad) == pytest.approx(slope / 0.5, rel=1e-5)
             assert float(quantizer.learned_scale.grad) == pytest.approx(
@@ -136,7 +139,7 @@ def test_step_driven_negative_stays_positive():
     assert float(quantizer.scale.detach()) > 0
     x = torch.randn(50, requires_grad=True)
     quantizer(x).sum().backward()
-    assert all(p.grad.isfinite().all() for p in quantizer.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in quantizer.parameters())
 
 
 def test_state_comes_back():
@@ -155,6 +158,7 @@ def test_half_floats(bits, dtype):
     y = quantizer(x)
     assert y.dtype == (dtype if bits == 4 else torch.float32)
     y.sum().backward()
+    assert x.grad is not None
     assert x.grad.dtype == dtype
 
 

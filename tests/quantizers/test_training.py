@@ -15,6 +15,7 @@ BASE = [
     *QUIET,
 ]
 ADAM = ["optimizer=adamw", "optimizer.rates.qat_lr=0.002"]
+PENALTY = "callbacks.size_penalty={_target_: qat.training.callbacks.SizePenalty, weight: 0.02}"
 STOCHASTIC = [
     f"scheme.rules.body.{kind}.quantizer={{name: lsq, rounding: stochastic, gradient: ewgs}}"
     for kind in ("weight", "activation")
@@ -51,6 +52,8 @@ def ckpt(tmp_path_factory):
         ("dsq", []),
         ("lsq", STOCHASTIC),
         ("lsq", FLOOR),
+        ("learned_bits", []),
+        ("learned_bits", [*ADAM, PENALTY]),
     ],
 )
 def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
