@@ -21,6 +21,7 @@ import qat
 from qat.export.onnx import export_onnx
 from qat.export.packed import save_packed
 from qat.export.report import Report, layer_rows
+from qat.export.verify import Verification
 from qat.gate import ONNX, PACKED, Evaluation, verify
 from qat.graph.captured import Captured
 from qat.graph.convert import convert
@@ -103,6 +104,7 @@ def write_study(
         scores = {**baseline.scores, "fake_quant": evaluate(captured.cpu(), evaluation.batches)}
     facts = {**description, "scheme": plan.scheme, "versions": versions()}
     report = _report(scores, baseline, plan, facts, seconds)
+    report.is_study = True
     report.save(folder)
     return report
 
@@ -118,7 +120,7 @@ def _report(
         name=str(facts["name"]),
         accuracy={kind: found.accuracy for kind, found in scores.items()},
         perplexity={kind: found.perplexity for kind, found in scores.items()},
-        verification=None,
+        verification=Verification({}, {}),
         size_bytes={"float": baseline.size_bytes},
         layers=[],
         seconds=seconds,

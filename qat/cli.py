@@ -80,7 +80,7 @@ def _job(cfg: DictConfig) -> float | None:
     shown = ", ".join(f"{kind} {value:.2f} %" for kind, value in report.accuracy.items())
     log = logging.getLogger("qat")
     log.info("accuracy: %s", shown)
-    if report.verification is None:
+    if report.is_study:
         log.info("nothing was exported; report in %s", cfg.output_dir)
         return report.accuracy["fake_quant"]
     agreement = report.verification.agreement.items()

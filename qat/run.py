@@ -77,7 +77,7 @@ def run(cfg: DictConfig) -> Report | None:
     if not trainer.is_global_zero:
         return None
     report = _finish(trainer, setup, config, folder)
-    if report.verification is not None:
+    if not report.is_study:
         report.verification.check()
     return report
 

@@ -49,31 +49,32 @@ class Report:
     Attributes:
         name: The run's name.
         accuracy: Percent on the whole evaluation set, by kind of model.
-        verification: The comparison of files with the trained model; ``None`` of a study, which
-            ends without files.
+        verification: The comparison of files with the trained model; empty for a study.
         size_bytes: Bytes, by kind of file.
         layers: The quantized layers.
         seconds: Seconds, by phase.
         float_share: Share of the multiply-accumulates that stays float.
         perplexity: Exponential of the mean cross entropy there, by kind of model.
         details: More facts: scheme, seed, versions, samples.
+        is_study: Nothing was exported, so nothing was compared.
     """
 
     name: str
     accuracy: dict[str, float]
-    verification: Verification | None
+    verification: Verification
     size_bytes: dict[str, int]
     layers: list[LayerRow]
     seconds: dict[str, float]
     float_share: float
     perplexity: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    is_study: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return {
             "name": self.name,
-            **(self.verification.to_dict() if self.verification else {"passed": None}),
+            **({"passed": None} if self.is_study else self.verification.to_dict()),
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
             "size_bytes": self.size_bytes,
@@ -85,13 +86,13 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        check = self.verification or Verification({}, {})
+        check = self.verification
         return "\n\n".join(
             [
                 f"# {self.name}: {self._verdict}",
                 f"{self._proof} Multiply-accumulates left in float: {self.float_share:.2%}.",
                 model_table(self.accuracy, self.perplexity, check),
-                chip_line(check) if self.verification else "",
+                "" if self.is_study else chip_line(check),
                 _table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.size_bytes.items()]),
                 _table(("phase", "seconds"), [(k, f"{v:.1f}") for k, v in self.seconds.items()]),
                 "## Layers",
@@ -110,14 +111,14 @@ class Report:
 
     @property
     def _verdict(self) -> str:
-        if self.verification is None:
+        if self.is_study:
             return "a study, nothing was exported"
         return "passed" if self.verification.passed else "FAILED"
 
     @property
     def _proof(self) -> str:
         check = self.verification
-        if check is None:
+        if self.is_study:
             return "target=simulation: accuracies of the trained model in float arithmetic."
         first = check.first_difference
         where = f"first differing site `{first.site}`" if first else "no site differs"
@@ -127,7 +128,7 @@ class Report:
         )
 
     def _layer(self, row: LayerRow) -> tuple[object, ...]:
-        largest = self.verification.largest_sums.get(row.layer) if self.verification else None
+        largest = self.verification.largest_sums.get(row.layer)
         shown = "" if largest is None else f"{largest:,}"
         return (row.layer, row.bits, f"{row.weights:,}", f"{row.sparsity:.1%}", shown)
 
