@@ -14,6 +14,7 @@ BASE = [
     "export.threshold=0.8",  # a CPU without VNNI saturates sums of the 8-bit ends
     *QUIET,
 ]
+ADAM = ["optimizer=adamw", "optimizer.rates.qat_lr=0.002"]
 POINTS = 1.5
 FOUR_BITS = "scheme.rules.body.activation.bits=4"
 AFFINE = "scheme.rules.body.activation.symmetric=false"
@@ -60,7 +61,7 @@ def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
         ("ternary_learned", "w2a2", [FOUR_BITS], POINTS),
         ("binary", "w1a1", [], 6.0),
         ("binary", "w1a2", ["quantizer.activation=lsq"], 6.0),
-        ("ir_net", "w1a1", [], 6.0),
+        ("ir_net", "w1a1", [*ADAM, "schedule.epochs=16"], 6.0),
     ],
 )
 def test_looked_up_codes_are_close_to_float(word, scheme, options, points, ckpt, tmp_path):
