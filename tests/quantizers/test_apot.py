@@ -165,6 +165,7 @@ def test_statistics_follow_the_weight_until_scales_are_frozen():
     fake_quant(x := torch.randn(4, 10))
     fake_quant.finish_calibration()
     quantizer = fake_quant.quantizer
+    assert isinstance(quantizer, APoT)
     assert torch.equal(quantizer.mean, x.mean())
     reach = (x - x.mean()).abs().max() / x.std(correction=0)
     torch.testing.assert_close(quantizer.learned_clip.detach(), reach)

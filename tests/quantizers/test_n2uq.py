@@ -73,12 +73,12 @@ def test_slope_is_one_over_the_width_inside_and_0_beyond(quantizer):
 @pytest.mark.parametrize("spec", [SPEC, QuantSpec(2), QuantSpec(4)], ids=str)
 def test_starts_as_a_uniform_grid_over_the_range(spec):
     low, high = torch.tensor(-1.0), torch.tensor(6.3)
-    quantizer, uniform = (kind(spec, (), has_batch=True) for kind in (N2UQ, LSQ))
+    quantizer, uniform = N2UQ(spec, (), has_batch=True), LSQ(spec, (), has_batch=True)
     with torch.no_grad():
         quantizer.start.fill_(5.0)
         quantizer.widths.mul_(3)
-    for made in (quantizer, uniform):
-        made.set_range(low, high)
+    quantizer.set_range(low, high)
+    uniform.set_range(low, high)
     x = (torch.randn(1000) * 4).requires_grad_()
     assert torch.equal(quantizer(x), uniform(x))
     quantizer(x).sum().backward()

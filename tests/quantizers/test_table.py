@@ -155,6 +155,7 @@ def test_state_is_complete_and_shaped_at_birth(name, spec, has_batch):
 )
 def test_table_is_all_an_activation_needs(name, spec):
     quantizer = make(name, spec, has_batch=True)
+    assert isinstance(quantizer, TableQuantizer)
     thresholds, codes = quantizer.table()
     assert thresholds.dtype == codes.dtype == torch.float32
     assert len(codes) == len(thresholds) + 1

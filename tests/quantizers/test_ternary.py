@@ -80,6 +80,7 @@ def test_learned_scale_sums_the_gradients_of_the_weights_that_have_it(spec):
     positive, negative = rows(w, spec) > cutoff, rows(w, spec) < -cutoff
     g = rows(weights, spec)
     expected = (g * positive).sum(1) - (g * negative).sum(1)
+    assert quantizer.learned_scale.grad is not None
     assert torch.equal(quantizer.learned_scale.grad.flatten(), expected)  # whole numbers
 
 
