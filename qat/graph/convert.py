@@ -41,15 +41,11 @@ def convert(captured: Captured) -> fx.GraphModule:
     for module in list(twin.modules()):
         if isinstance(module, QuantizedLayer):
             convert_layer(module)
-    codecs = {
-        name: make_codec(module)
-        for name, module in twin.named_modules()
-        if isinstance(module, FakeQuant)
-    }
-    lookups = {name: Lookup.of(module) for name, module in twin.named_modules() if name in codecs}
+    sites = {name: m for name, m in twin.named_modules() if isinstance(m, FakeQuant)}
+    codecs = {name: make_codec(site) for name, site in sites.items()}
     for name, codec in codecs.items():
         twin.set_submodule(name, codec)
-    _look_up(twin, graph, {name: lookup for name, lookup in lookups.items() if lookup is not None})
+    _look_up(twin, graph, sites)
     modules: dict[str, nn.Module] = dict(twin.named_modules())
     _convert_batch_norms(twin, graph, modules)
     _absorb_clips(twin, graph, modules)
@@ -70,15 +66,17 @@ def _check_ready(captured: Captured) -> None:
         )
 
 
-def _look_up(twin: Captured, graph: fx.Graph, lookups: dict[str, Lookup]) -> None:
+def _look_up(twin: Captured, graph: fx.Graph, sites: dict[str, FakeQuant]) -> None:
     """Put tables in front of the quantizes whose codes are not rounded quotients."""
+    found = {name: Lookup.of(site) for name, site in sites.items()}
+    lookups = {name: lookup for name, lookup in found.items() if lookup is not None}
     for name, lookup in lookups.items():
         twin.set_submodule(f"{name}_lookup", lookup)
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target in lookups:
             with graph.inserting_before(node):
-                found = graph.create_node("call_module", f"{node.target}_lookup", node.args)
-            node.args = (found,)
+                moved = graph.create_node("call_module", f"{node.target}_lookup", node.args)
+            node.args = (moved,)
 
 
 def _convert_batch_norms(twin: Captured, graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
