@@ -44,6 +44,21 @@ class FakeQuant(nn.Module):
         self.quantizer = quantizer
         self.phase = Phase.FLOAT
         self.calibrated = False
+        self.own_bits = quantizer.spec.bits
+
+    @property
+    def bits(self) -> int:
+        """Width in use: more than ``own_bits`` for a time, where a schedule lowers it slowly."""
+        return self.quantizer.spec.bits
+
+    def use_bits(self, bits: int) -> None:
+        """Change the width; the range of before means nothing then, so observe one anew.
+
+        Raises:
+            SpecError: If the quantizer does not have that width.
+        """
+        self.quantizer.use_bits(bits)
+        self.observer.spec = self.quantizer.spec
 
     @property
     def spec(self) -> QuantSpec:
@@ -115,13 +130,15 @@ class FakeQuant(nn.Module):
         self.calibrated = True
 
     def get_extra_state(self) -> Tensor:
-        """Return phase and calibration flag as a tensor, so that checkpoints stay plain."""
-        return torch.tensor([int(self.phase), int(self.calibrated)], dtype=torch.uint8)
+        """Return phase, calibration flag and bits as a tensor, so that checkpoints stay plain."""
+        return torch.tensor([self.phase, self.calibrated, self.bits], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what ``get_extra_state`` gave."""
-        phase, calibrated = state.tolist()
+        phase, calibrated, *bits = state.tolist()  # checkpoints of older runs have no bits
         self.phase, self.calibrated = Phase(phase), bool(calibrated)
+        if bits and bits[0] != self.bits:
+            self.use_bits(bits[0])
 
     def extra_repr(self) -> str:
         """Show site and phase in a module's print-out."""

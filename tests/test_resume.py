@@ -93,3 +93,16 @@ def test_a_run_with_every_training_aid_resumes_in_mid_epoch(tmp_path):
         histories = [saved["FreezeOscillations"]["found"][found] for saved in callbacks]
         assert all(torch.equal(histories[0][k], histories[1][k]) for k in histories[0])
     assert any(h["frozen"].any() for h in callbacks[0]["FreezeOscillations"]["found"].values())
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_widths_resumes_exactly(tmp_path):
+    bits = ["scheme=w2a2", "schedule.bits={8: 0.0, 4: 0.2, 2: 0.5}", "export.threshold=0.0"]
+    command = [*SMALL, EVERY_STEP.lstrip("+"), *bits]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    done = train(folders[0], *command)
+    assert done.returncode == 0, done.stderr
+    kill = f"+callbacks.kill={{_target_: tests.runs.KillAt, step: 16, mark: '{tmp_path}/mark'}}"
+    assert train(folders[1], *command, kill).returncode == -9
+    assert train(folders[1], *command, kill, "ckpt_path=last").returncode == 0
+    check_equal(*map(only_run, folders))

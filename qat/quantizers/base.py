@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -42,6 +43,8 @@ class Quantizer(nn.Module, ABC):
     zero_point: Tensor
     is_dynamic: ClassVar[bool] = False
     """Whether every tensor brings scales of its own; ``scale`` then is only for people to see."""
+    has_fixed_bits: ClassVar[bool] = False
+    """Whether the shapes of its parameters depend on the bits, so that they cannot change."""
     deployable: ClassVar[Deployable] = Deployable.INTEGERS
     decayed: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that weight decay is part of the method for."""
@@ -50,15 +53,31 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__()
-        if not self.fits(spec, has_batch=has_batch):
-            raise SpecError(
-                f"expected the quantizer {type(self).__name__} on {self.needs}, got "
-                f"{'an activation' if has_batch else 'a weight'} in {spec}: "
-                "correct the format, or choose another quantizer."
-            )
-        self.spec = spec
         self.has_batch = has_batch
+        self.spec = self._checked(spec)
         self.make_zero_point(scale_shape)
+
+    def _checked(self, spec: QuantSpec) -> QuantSpec:
+        if self.fits(spec, has_batch=self.has_batch):
+            return spec
+        raise SpecError(
+            f"expected the quantizer {type(self).__name__} on {self.needs}, got "
+            f"{'an activation' if self.has_batch else 'a weight'} in {spec}: "
+            "correct the format, or choose another quantizer."
+        )
+
+    def use_bits(self, bits: int) -> None:
+        """Change the width of the format; scales stay, and mean nothing until a range is set.
+
+        Raises:
+            SpecError: If the quantizer does not have that width, or has one for life.
+        """
+        if self.has_fixed_bits:
+            raise SpecError(
+                f"expected a quantizer whose bits can change, got {type(self).__name__}, whose "
+                "parameters depend on them: remove schedule.bits, or choose another quantizer."
+            )
+        self.spec = self._checked(replace(self.spec, bits=bits))
 
     @classmethod
     def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:

@@ -43,6 +43,8 @@ class N2UQ(TableQuantizer):
     needs = "symmetric activations with 2 to 8 bits, or 1 bit without a sign"
     levels: Tensor
 
+    has_fixed_bits = True
+
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
         self.learned_scale = nn.Parameter(torch.ones(scale_shape))

@@ -33,6 +33,8 @@ class Rates:
         decay_by_bits: Bits of a weight to what its decay is multiplied by; others keep theirs.
             Esser et al., arXiv:1902.08153, section 3: 1, 0.5 and 0.25 at 4, 3 and 2 bits.
 
+        restart: The cosine of the quantized part starts anew wherever ``schedule.bits`` lowers.
+
     Raises:
         ConfigError: If a rate is not positive, or a factor negative.
     """
@@ -45,6 +47,7 @@ class Rates:
     end_ratio: float = 0.0
     clip_decay: float | None = None
     decay_by_bits: Mapping[int, float] | None = None
+    restart: bool = False
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.qat_lr <= 0 or self.scale_lr_ratio < 0:
@@ -129,6 +132,10 @@ def rate_factor(step: int, total_steps: int, schedule: Schedule, rates: Rates) -
         if step < warm:
             return (step + 1) / warm
         return _cosine((step - warm) / max(1, start - warm))
+    if rates.restart:
+        starts = [*schedule.starts(total_steps), total_steps]
+        start = max(s for s in starts[:-1] if s <= step)
+        total_steps = min(s for s in starts if s > start)
     progress = (step - start) / max(1, total_steps - start)
     span = rates.end_ratio + (1 - rates.end_ratio) * _cosine(progress)
     return rates.qat_lr / rates.lr * span

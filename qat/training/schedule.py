@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +27,8 @@ class Schedule:
         freeze_observers: From here scales stay as they are.
         freeze_batch_norm: From here batch-norms use their running statistics.
         fold: From here batch-norms are part of the weights, and biases are integers.
+        bits: Bits to the milestone from which no site has fewer, fewer and fewer until each has
+            its own; the first counts from the start. ``None``: their own from the start.
 
     Raises:
         ConfigError: If a value is out of range or the milestones are out of order.
@@ -38,6 +41,7 @@ class Schedule:
     freeze_observers: float | int = 0.5
     freeze_batch_norm: float | int = 0.66
     fold: float | int = 0.85
+    bits: Mapping[int, float | int] | None = None
 
     def __post_init__(self) -> None:
         if self.float_epochs < 0 or self.epochs < 0:
@@ -45,25 +49,38 @@ class Schedule:
                 "expected schedule.float_epochs >= 0 and schedule.epochs >= 0, "
                 f"got {self.float_epochs} and {self.epochs}."
             )
-        for name in ORDER:
-            value = self.value(name)
+        bits = dict(self.bits or {})
+        if any(type(b) is not int for b in bits) or [*bits] != sorted(bits, reverse=True):
+            raise ConfigError(
+                f"expected schedule.bits from many bits to few, such as {{8: 0.0, 4: 0.3}}, got "
+                f"{bits}: correct it."
+            )
+        named = {name: self.value(name) for name in ORDER}
+        lowered = {f"bits.{b}": value for b, value in bits.items()}
+        for name, value in {**named, **lowered}.items():
             if value < 0 or (isinstance(value, float) and value > 1):
                 raise ConfigError(
                     f"expected schedule.{name} as a fraction from 0.0 to 1.0 or a whole number of "
                     f"optimizer steps, got {value}."
                 )
-        for first, second in pairwise(ORDER):
-            a, b = self.value(first), self.value(second)
-            if type(a) is type(b) and a > b:
-                raise ConfigError(
-                    f"expected schedule.{first} <= schedule.{second}, got {a} > {b}: "
-                    "a later milestone needs what an earlier one did."
-                )
+        _check_order(named)
+        _check_order({**lowered, "freeze_observers": self.freeze_observers})
 
     def value(self, name: str) -> float | int:
         """Return a milestone as it was given."""
         value = getattr(self, name)
         return self.calibrate if value is None else value
+
+    def least_bits(self, step: int, total_steps: int) -> int | None:
+        """Return the bits that every site has at least at optimizer step ``step``, if any."""
+        bits = self.bits or {}
+        begun = [b for b, value in bits.items() if self._step(value, total_steps) <= step]
+        return min(begun, default=max(bits, default=None))
+
+    def starts(self, total_steps: int) -> list[int]:
+        """Return the optimizer steps at which the quantized part, or fewer bits, begin."""
+        lowered = [self._step(value, total_steps) for value in (self.bits or {}).values()]
+        return sorted({self.start(total_steps), *lowered})
 
     def start(self, total_steps: int) -> int:
         """Return the optimizer step at which the quantized part of ``total_steps`` starts."""
@@ -71,7 +88,19 @@ class Schedule:
 
     def step(self, name: str, total_steps: int) -> int:
         """Return the optimizer step of milestone ``name`` in a run of ``total_steps``."""
-        value, start = self.value(name), self.start(total_steps)
+        return self._step(self.value(name), total_steps)
+
+    def _step(self, value: float | int, total_steps: int) -> int:
+        start = self.start(total_steps)
         if isinstance(value, float):
             return start + round(value * (total_steps - start))
         return start + value
+
+
+def _check_order(milestones: Mapping[str, float | int]) -> None:
+    for (first, a), (second, b) in pairwise(milestones.items()):
+        if type(a) is type(b) and a > b:
+            raise ConfigError(
+                f"expected schedule.{first} <= schedule.{second}, got {a} > {b}: "
+                "a later milestone needs what an earlier one did."
+            )

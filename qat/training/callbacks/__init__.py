@@ -8,6 +8,7 @@ from qat.training.callbacks.clock import Clock, EpochLines, PhaseProgressBar
 from qat.training.callbacks.distill import Distill
 from qat.training.callbacks.freeze import Fold, FreezeBatchNorm, FreezeObservers
 from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
+from qat.training.callbacks.lower_bits import LowerBits
 from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
 from qat.training.callbacks.prune import Prune
@@ -27,6 +28,7 @@ __all__ = [
     "FreezeBatchNorm",
     "FreezeObservers",
     "FreezeOscillations",
+    "LowerBits",
     "Monitor",
     "PhaseProgressBar",
     "Prune",
