@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qat.compose import compose_plain
+from qat.quantizers import QUANTIZERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,3 +62,14 @@ def test_links_lead_somewhere(page):
 def test_scripts_that_are_named_exist(page):
     for script in re.findall(r"python (scripts/\w+\.py)", TEXT[page]):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_table_of_quantizers_has_each_with_what_can_be_deployed():
+    rows = re.findall(
+        r"^\| `(\w+)` \| .* \| (\w+) \| [^|]*\|$", TEXT["docs/quantizers.md"], re.MULTILINE
+    )
+    assert dict(rows) == {word: kind.deployable.value for word, kind in QUANTIZERS.items()}
+    assert len(rows) == len(QUANTIZERS)
+    assert {p.stem for p in (ROOT / "conf" / "quantizer").glob("*.yaml")} | {"dynamic_tensor"} == (
+        QUANTIZERS.keys()
+    )

@@ -46,6 +46,7 @@ def make_task(
     schedule: Schedule | None = None,
     *,
     quantizer: dict[str, Any] | None = None,
+    activation: dict[str, Any] | None = None,
     batch_norm: BatchNormMode = "late",
     optimizer: Any = None,
 ) -> QATTask:
@@ -55,7 +56,8 @@ def make_task(
         nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)
     )
     fields = quantizer or LEARNED
-    scheme = make_scheme(bits, bits, weight=fields, activation=fields, batch_norm=batch_norm)
+    reads = activation or fields
+    scheme = make_scheme(bits, bits, weight=fields, activation=reads, batch_norm=batch_norm)
     captured, plan = prepare(model, scheme, torch.randn(2, 4, 5, 5))
     make = optimizer or partial(torch.optim.SGD, lr=1.0, momentum=0.9)
     return QATTask(captured, plan, schedule or Schedule(0, EPOCHS), Rates(0.05, 0.05), make)
