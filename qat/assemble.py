@@ -25,6 +25,7 @@ from qat.graph.plan import Plan
 from qat.models import build, load_checkpoint
 from qat.spec import Rule, Scheme
 from qat.training.callbacks import Prune
+from qat.training.compiled import training_forward
 from qat.training.schedule import Schedule
 from qat.training.task import QATTask
 
@@ -160,7 +161,7 @@ def set_up(config: Config) -> Setup:
 def make_task(setup: Setup, config: Config) -> QATTask:
     """Build the LightningModule of a run."""
     optimizer = config["optimizer"]
-    return QATTask(
+    task = QATTask(
         setup.captured,
         setup.plan,
         setup.schedule,
@@ -169,6 +170,8 @@ def make_task(setup: Setup, config: Config) -> QATTask:
         optimizer["label_smoothing"],
         config=dict(config),
     )
+    task.compute = training_forward(setup.captured, config["compile"])
+    return task
 
 
 def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:

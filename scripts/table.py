@@ -16,6 +16,7 @@ START, END = "<!-- results -->", "<!-- /results -->"
 MEASURED = "# Measured: "
 HEAD = (
     "run",
+    "epochs",
     "seeds",
     "float %",
     "fake-quant %",
@@ -65,6 +66,7 @@ def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
 
     return (
         name,
+        last["details"].get("epochs", "-"),
         ", ".join(str(r["details"]["seed"]) for r in reports),
         accuracy("float"),
         accuracy("fake_quant"),
@@ -93,7 +95,7 @@ def fill(page: str, text: str) -> str:
 
 def measured(reports: list[dict[str, Any]]) -> str:
     """Return the header line of a recipe: what to expect, of which seeds, when and where."""
-    _, seeds, in_float, _, integers, agreement, _, _, seconds, date, machine = row("", reports)
+    _, _, seeds, in_float, _, integers, agreement, _, _, seconds, date, machine = row("", reports)
     return (
         f"{MEASURED}float {in_float} %, onnxruntime {integers} %, agreement {agreement} %, "
         f"seed {seeds}; {seconds} s\n#   on {machine}; {date}.{perplexities(reports)}"

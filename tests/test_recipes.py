@@ -59,6 +59,8 @@ def special(recipe: str, folder: Path) -> list[str]:
         return ["data.num_train=64", "data.num_test=16", *epochs(recipe), *threshold(recipe)]
     if recipe.endswith("_ptq"):
         return epochs(recipe)
+    if recipe.startswith("cifar"):
+        return ["data=digits"]
     if not recipe.startswith("imagenet"):
         return []
     return [

@@ -25,7 +25,7 @@ def test_a_study_ends_with_accuracies_and_says_so(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is None
     assert "nothing was exported" in (tmp_path / "report.md").read_text().splitlines()[0]
     line = table(read_runs([tmp_path])).splitlines()[-1]
-    assert line.startswith("| tabular_w8a8 | 0 | ")
+    assert line.startswith("| tabular_w8a8 | 1 + 1 | 0 | ")
     assert f"| {report.accuracy['fake_quant']:.2f} | - | - |" in line
 
 

@@ -45,13 +45,18 @@ class CropFlip:
         self._epoch: int | None = None
         self._table = torch.empty(0)
 
-    def table(self, epoch: int) -> Tensor:
-        """Return the choices of an epoch, int64, shape (num_samples, 3): top, left, mirrored."""
+    def table(self, epoch: int, device: torch.device | None = None) -> Tensor:
+        """Return the choices of an epoch, int64, shape (num_samples, 3): top, left, mirrored.
+
+        Args:
+            epoch: The epoch.
+            device: Where to hold them; they are the same everywhere.
+        """
         if self._epoch != epoch:
             random = generator("crop_flip", self.seed, epoch)
             shift = torch.randint(2 * self.padding + 1, (self.num_samples, 2), generator=random)
             mirror = torch.randint(2, (self.num_samples, 1), generator=random) * int(self.flip)
-            self._epoch, self._table = epoch, torch.cat([shift, mirror], dim=1)
+            self._epoch, self._table = epoch, torch.cat([shift, mirror], dim=1).to(device)
         return self._table
 
     def __call__(self, x: Tensor, epoch: int, index: Tensor) -> Tensor:
@@ -66,12 +71,13 @@ class CropFlip:
             Images of the same type and shape.
         """
         height, width = x.shape[-2:]
-        top, left, mirrored = self.table(epoch)[index].unsqueeze(-1).unbind(1)
-        columns = torch.arange(width)
-        rows = top + torch.arange(height)
+        table = self.table(epoch, x.device)
+        top, left, mirrored = table[index].unsqueeze(-1).unbind(1)
+        columns = torch.arange(width, device=x.device)
+        rows = top + torch.arange(height, device=x.device)
         columns = left + torch.where(mirrored.bool(), columns.flip(0), columns)
         padded = F.pad(x, [self.padding] * 4)
-        image = torch.arange(len(x))[:, None, None]
+        image = torch.arange(len(x), device=x.device)[:, None, None]
         # Channels last while gathering: one index per pixel, not one per value.
         pixels = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
         return pixels.permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """The contract of all data modules; a data set only has to implement :meth:`DataModule.load`."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from torch import Tensor
 from qat.data.loader import ResumableLoader, SourceLoader
 from qat.data.sampler import EpochBatchSampler
 from qat.data.source import Source, View, generator
+from qat.data.tensors import TensorSource
 from qat.errors import ConfigError
 
 MONITOR_SAMPLES = 2000
@@ -23,6 +24,7 @@ class Loading(TypedDict, total=False):
     val_fraction: float
     num_workers: int
     seed: int
+    device: str | None
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class DataModule(pl.LightningDataModule):
             trained on, and validation looks at a fixed 2,000 training samples without augmentation.
         num_workers: Processes that read ahead; 0 reads in the training process.
         seed: Seed of the split, the order and the augmentation.
+        device: Where training samples are held and augmented, such as ``"cuda"``: for sets in
+            memory, without workers. None leaves them in main memory.
 
     Raises:
-        ConfigError: If an argument is out of range.
+        ConfigError: If an argument is out of range, or contradicts another one.
     """
 
     num_classes: int
@@ -67,8 +71,15 @@ class DataModule(pl.LightningDataModule):
         val_fraction: float = 0.1,
         num_workers: int = 0,
         seed: int = 0,
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        if device is not None and num_workers:
+            raise ConfigError(
+                f"expected data.num_workers=0 with data.device={device}, got {num_workers}: nobody "
+                "reads ahead what is on the device; set it to 0."
+            )
+        self.device = device
         if batch_size < 1:
             raise ConfigError(
                 f"expected data.batch_size to be at least 1, got {batch_size}; raise it."
@@ -103,7 +114,7 @@ class DataModule(pl.LightningDataModule):
         """
         if self._train is not None:
             return
-        loaded = self.load()
+        loaded = self._place(self.load())
         self.class_names, self.num_classes = loaded.class_names, len(loaded.class_names)
         self.input_shape = loaded.train.input_shape
         self.mean, self.std = loaded.mean, loaded.std
@@ -111,6 +122,16 @@ class DataModule(pl.LightningDataModule):
         self._val = View(loaded.train.plain(), held_out)
         self._test = loaded.test
         self._train = View(loaded.train, kept)
+
+    def _place(self, loaded: Loaded) -> Loaded:
+        if self.device is None:
+            return loaded
+        if not isinstance(loaded.train, TensorSource):
+            raise ConfigError(
+                f"expected data.device=null for a data set that is read from files, got "
+                f"{self.device}: remove it."
+            )
+        return replace(loaded, train=loaded.train.to(self.device))
 
     def _split(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Return the indices to train on and to validate on, both in ascending order."""
@@ -168,4 +189,5 @@ class DataModule(pl.LightningDataModule):
         order = torch.randperm(len(train), generator=generator("calibration", self.seed)).tolist()
         size = min(self.batch_size, len(train))
         starts = range(0, min(num, len(train) // size) * size, size)
-        return [train.__getitems__([(0, i) for i in order[s : s + size]])[0] for s in starts]
+        batches = [train.__getitems__([(0, i) for i in order[s : s + size]]) for s in starts]
+        return [x.cpu() for x, _ in batches]

@@ -39,7 +39,7 @@ class SourceLoader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=as_is,
             persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not source.is_on_device,
             generator=torch.Generator(),
         )
 

@@ -66,6 +66,11 @@ class Source(Dataset[Any], ABC):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
 
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches come on another device than the CPU."""
+        return False
+
 
 class View(Source):
     """Some samples of a source, in the given order.
@@ -94,3 +99,8 @@ class View(Source):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
         return self.source.input_shape
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches come on another device than the CPU."""
+        return self.source.is_on_device

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qat.data.augment import CropFlip
 from qat.data.source import Batch, Pair, Source
-from qat.errors import DataError
+from qat.errors import ConfigError, DataError
 
 Stat = Sequence[float] | None
 
@@ -87,12 +87,29 @@ class TensorSource(Source):
         """Read one batch, all of one epoch."""
         epoch = pairs[0][0]
         assert all(pair[0] == epoch for pair in pairs), "a batch never mixes epochs"
-        index = torch.tensor([i for _, i in pairs])
+        index = torch.tensor([i for _, i in pairs], device=self.x.device)
         x = self.x[index]
         if self.augment is not None:
             x = self.augment(x, epoch, index)
         x = x.to(torch.float32, memory_format=torch.contiguous_format)
         return x * self._gain - self._offset, self.y[index]
+
+    def to(self, device: str) -> "TensorSource":
+        """Return the same samples held on ``device``, where batches are made, too.
+
+        Raises:
+            ConfigError: If there is no such device.
+        """
+        other = copy.copy(self)
+        try:
+            for name in ("x", "y", "_gain", "_offset"):
+                setattr(other, name, getattr(self, name).to(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"expected a device that torch has here from data.device={device}, got "
+                f"{type(error).__name__} ({str(error).splitlines()[0]}): correct or remove it."
+            ) from error
+        return other
 
     def plain(self) -> "TensorSource":
         """Return the same samples without augmentation, sharing memory."""
@@ -104,3 +121,8 @@ class TensorSource(Source):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches come on another device than the CPU."""
+        return self.x.device.type != "cpu"

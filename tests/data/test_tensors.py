@@ -68,3 +68,23 @@ def test_values_that_are_not_finite(bad: float) -> None:
 def test_unknown_augmentation() -> None:
     with pytest.raises(ConfigError, match=r"one of crop_flip, crop, none, got 'mixup'"):
         check_augment("mixup")
+
+
+def test_samples_held_elsewhere_make_the_same_batches() -> None:
+    x, y = torch.randint(0, 256, (12, 3, 6, 6), dtype=torch.uint8), torch.arange(12) % 3
+    source = TensorSource(x, y, (0.5,) * 3, (0.2,) * 3, CropFlip(12, padding=1, flip=True, seed=0))
+    moved = source.to("cpu")
+    pairs = [(2, i) for i in (5, 0, 11)]
+    for ours, theirs in zip(moved.__getitems__(pairs), source.__getitems__(pairs), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not moved.is_on_device
+    away = source.to("meta")
+    assert away.is_on_device
+    assert away.augment is not None
+    assert away.augment.table(3, torch.device("meta")).device.type == "meta"
+
+
+def test_a_device_that_is_not_here() -> None:
+    source = TensorSource(torch.zeros(4, 2), torch.zeros(4))
+    with pytest.raises(ConfigError, match=r"device that torch has here from data\.device=cudda"):
+        source.to("cudda")

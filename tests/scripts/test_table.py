@@ -18,7 +18,7 @@ def write(folder: Path, seed: int, accuracy: float, *, when: int, passed: bool =
         "agreement": {"onnxruntime": 1.0},
         "size_bytes": {"float": 1000, "onnx": 500, "safetensors": 250},
         "seconds": {"float": 1.5, "quantize": 2.5},
-        "details": {"seed": seed, "date": "2020-01-02", "machine": "m"},
+        "details": {"seed": seed, "epochs": "3 + 2", "date": "2020-01-02", "machine": "m"},
     }
     path = folder / "report.json"
     path.write_text(json.dumps(report))
@@ -39,8 +39,8 @@ def test_table_between_its_marks(tmp_path: Path) -> None:
     page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     assert run(tmp_path / "runs", "--into", page).returncode == 0
     before, row, after = page.read_text().partition(
-        "| r | 0, 1 | 90.00 ± 0.00 | 89.00 ± 1.41 | 89.00 ± 1.41 | 100.00 | 1,000 | 250 "
-        "| 4.00 ± 0.00 | 2020-01-02 | m |"
+        "| r | 3 + 2 | 0, 1 | 90.00 ± 0.00 | 89.00 ± 1.41 | 89.00 ± 1.41 | 100.00 | 1,000 "
+        "| 250 | 4.00 ± 0.00 | 2020-01-02 | m |"
     )
     assert row
     assert before.startswith("before\n<!-- results -->\n| run |")
