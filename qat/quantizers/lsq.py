@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qat.errors import SpecError
 from qat.functional.affine import MIN_SCALE
 from qat.functional.ste import clamp_min_ste, power_of_two
 from qat.quantizers.grid import GridQuantizer
 from qat.spec import QuantSpec
+
+SCALE_FACTORS = ("paper", "elements", "none")
 
 
 class LSQ(GridQuantizer):
@@ -28,6 +31,11 @@ class LSQ(GridQuantizer):
         has_batch: Whether axis 0 of what it sees counts samples.
         rounding: As in ``GridQuantizer``; the paper's is ``nearest``.
         gradient: As in ``GridQuantizer``; the paper's is ``ste``.
+        scale_factor: What multiplies the gradient of the scale: ``"paper"``,
+            ``1 / sqrt(n * qmax)``; ``"elements"``, ``1 / sqrt(n)``; or ``"none"``, 1.
+
+    Raises:
+        SpecError: If an option is another word.
 
     Paper:
         Gradient: eq. 3; its factor: section 2.2. The initial scale ``2 * mean(|x|) / sqrt(qmax)``
@@ -43,10 +51,17 @@ class LSQ(GridQuantizer):
         has_batch: bool,
         rounding: str = "nearest",
         gradient: str = "ste",
+        scale_factor: str = "paper",
     ) -> None:
         super().__init__(
             spec, scale_shape, has_batch=has_batch, rounding=rounding, gradient=gradient
         )
+        if scale_factor not in SCALE_FACTORS:
+            raise SpecError(
+                f"expected scale_factor to be one of {', '.join(SCALE_FACTORS)}, got "
+                f"{scale_factor!r}: correct the option."
+            )
+        self.scale_factor = scale_factor
         self.learned_scale = nn.Parameter(torch.ones(scale_shape))
 
     @property
@@ -71,5 +86,8 @@ class LSQ(GridQuantizer):
 
     def gradient_factor(self, x: Tensor) -> float:
         """Return what the gradient of the scale is multiplied by for real values ``x``."""
+        if self.scale_factor == "none":
+            return 1.0
         shared = x.numel() / self.learned_scale.numel() / (x.shape[0] if self.has_batch else 1)
-        return (max(shared, 1.0) * self.spec.qmax) ** -0.5
+        steps = self.spec.qmax if self.scale_factor == "paper" else 1
+        return (max(shared, 1.0) * steps) ** -0.5

@@ -99,3 +99,18 @@ def test_one_bit_without_a_sign_has_the_codes_0_and_1():
 def test_one_bit_with_a_sign_is_refused():
     with pytest.raises(SpecError, match="2 bits or more, or unsigned"):
         LSQ(QuantSpec(1), (), has_batch=True)
+
+
+@pytest.mark.parametrize(("word", "factor"), [("elements", 54**-0.5), ("none", 1.0)])
+def test_other_factors_of_the_scale_gradient(word, factor):
+    spec, x = QuantSpec(4, axis=0), torch.randn(SHAPE)
+    quantizer = LSQ(spec, spec.scale_shape(SHAPE), has_batch=False, scale_factor=word)
+    quantizer.set_scale(torch.rand(5, 1, 1, 1) * 0.2 + 0.05)
+    quantizer(x).sum().backward()
+    expected = plain_gradient(x, quantizer.scale, spec) * factor
+    torch.testing.assert_close(quantizer.learned_scale.grad, expected, rtol=2.0**-22, atol=0)
+
+
+def test_another_factor_is_refused():
+    with pytest.raises(SpecError, match="one of paper, elements, none, got 'half'"):
+        LSQ(QuantSpec(4), (), has_batch=False, scale_factor="half")
