@@ -39,7 +39,8 @@ from qat.graph.ops import LAYERS
 from qat.initialise.base import Initialiser
 from qat.initialise.layerwise import count_calls, is_shared, layers_in_order
 from qat.initialise.reconstruction import Reconstruction, record
-from qat.layers import QuantizedLayer
+from qat.layers import QuantizedLayer, quantized_layers
+from qat.quantizers import Deployable
 
 
 class AdaRound(Initialiser):
@@ -94,7 +95,11 @@ class AdaRound(Initialiser):
 
         Returns:
             How many layers were rounded and what remains of their error, and the names of others.
+
+        Raises:
+            ConfigError: If a quantizer does not take a weight on a code for that code.
         """
+        _check_rounding(model)
         calls = count_calls(model, batches[0])
         layers, shares, left = layers_in_order(model, calls), list[float](), list[str]()
         for name, layer in layers.items():
@@ -148,6 +153,18 @@ class AdaRound(Initialiser):
             loss.backward()
             adam.step()
         return (v >= 0).float()  # h >= 1/2
+
+
+def _check_rounding(model: Captured) -> None:
+    for name, layer in quantized_layers(model):
+        quantizer = layer.weight_quant.quantizer
+        is_grid = quantizer.deployable is Deployable.INTEGERS
+        if not is_grid or getattr(quantizer, "rounding", "nearest") == "floor":
+            raise ConfigError(
+                "expected weights that are rounded to the nearest of equal steps for "
+                f"initialise=adaround, got {type(quantizer).__name__} at layer '{name}': choose "
+                "another quantizer for weights, or remove adaround."
+            )
 
 
 class Grid(NamedTuple):

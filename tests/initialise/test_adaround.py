@@ -276,3 +276,12 @@ def test_it_wins_back_accuracy_at_two_bits_for_the_tensor():
     before, lost, rounded = scores
     assert before - lost > 30
     assert rounded - lost > 0.6 * (before - lost)
+
+
+@pytest.mark.parametrize("word", ["dorefa", {"name": "lsq", "rounding": "floor"}], ids=str)
+def test_quantizers_that_do_not_round_to_the_nearest_of_equal_steps_are_refused(word):
+    x = images(8)
+    scheme = make_scheme(4, weight={"quantizer": word})
+    model, reference = quantized(warm_chain(x), scheme, x)
+    with pytest.raises(ConfigError, match=r"equal steps for initialise=adaround, got .* '0'"):
+        AdaRound(iterations=1)(model, [x], reference)
