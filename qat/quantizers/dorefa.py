@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qat.functional.affine import MIN_SCALE, dequantize, expand, scale_from_range
 from qat.functional.ste import replace_value
-from qat.quantizers.base import Deployable, Quantizer
+from qat.quantizers.base import Deployable
+from qat.quantizers.scales import ObservedScale
 from qat.spec import MAX_BITS, QuantSpec
 
 
@@ -28,7 +29,7 @@ def _largest(x: Tensor, shape: torch.Size) -> Tensor:
     return x
 
 
-class DoReFa(Quantizer):
+class DoReFa(ObservedScale):
     """Fake-quantize weights to ``2 * round(n * N) / N - 1``, ``n = tanh(w) / (2 max) + 1/2``.
 
     ``max`` is the largest ``|tanh(w)|`` that shares the scale, ``N = 2**bits - 1``. The codes are
@@ -52,11 +53,6 @@ class DoReFa(Quantizer):
 
     deployable = Deployable.TABLE
     needs = f"signed, symmetric weights of 2 to {MAX_BITS - 1} bits"
-    observed_scale: Tensor
-
-    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
-        super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.register_buffer("observed_scale", torch.ones(scale_shape))
 
     @classmethod
     def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
@@ -69,19 +65,9 @@ class DoReFa(Quantizer):
         return replace(spec, bits=spec.bits + 1, narrow=True)
 
     @property
-    def scale(self) -> Tensor:
-        """The scale in use, real units: half of what lies between two neighbouring weights."""
-        return self.observed_scale
-
-    @property
     def learns(self) -> bool:
         """True: weights learn; what an observer sees does not move the scale any more."""
         return True
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.observed_scale.copy_(scale)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

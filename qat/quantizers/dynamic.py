@@ -13,11 +13,11 @@ from torch import Tensor
 from qat.functional.affine import dequantize, quantize
 from qat.functional.dynamic import token_scale
 from qat.functional.ste import replace_value
-from qat.quantizers.base import Quantizer
+from qat.quantizers.scales import ObservedScale
 from qat.spec import QuantSpec
 
 
-class Dynamic(Quantizer):
+class Dynamic(ObservedScale):
     """Fake-quantize every row along the last axis with a scale of its own; gradient 1 everywhere.
 
     Nothing is learned, and nothing is ever clipped. What calibration sets is the widest range that
@@ -34,11 +34,6 @@ class Dynamic(Quantizer):
 
     is_dynamic = True
     needs = "activations that are symmetric and not power_of_two"
-    observed_scale: Tensor
-
-    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
-        super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.register_buffer("observed_scale", torch.ones(scale_shape))
 
     @classmethod
     def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
@@ -53,21 +48,6 @@ class Dynamic(Quantizer):
             x: Real values, float32. Shape ``(..., C)``.
         """
         return token_scale(x, self.spec.qmax), self.zero_point
-
-    @property
-    def scale(self) -> Tensor:
-        """The widest scale that calibration saw, real units, shape ``()``."""
-        return self.observed_scale
-
-    @property
-    def learns(self) -> bool:
-        """False: there is nothing to learn."""
-        return False
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.observed_scale.copy_(scale)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

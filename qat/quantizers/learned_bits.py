@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.functional.affine import MIN_SCALE, dequantize, expand, reduce_to
-from qat.functional.ste import clamp_min_ste, power_of_two, replace_value
-from qat.quantizers.base import Quantizer
+from qat.functional.affine import dequantize, expand, reduce_to
+from qat.functional.ste import replace_value
+from qat.quantizers.scales import LearnedScale
 from qat.spec import QuantSpec
 
 MIN_BITS = 2
@@ -63,7 +63,7 @@ def held_codes(x: Tensor, scale: Tensor, top: Tensor, signed: bool) -> Tensor:
     return steps.round_().clamp_(-highest if signed else torch.zeros_like(highest), highest)
 
 
-class LearnedBits(Quantizer):
+class LearnedBits(LearnedScale):
     """Fake-quantize with a learned step ``d`` and range ``q_max``; ``spec.bits`` is the most.
 
     The bits are ``ceil(log2(q_max / d + 1))``, and one more for the sign. A penalty on them makes
@@ -86,7 +86,6 @@ class LearnedBits(Quantizer):
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.learned_scale = nn.Parameter(torch.ones(scale_shape))
         self.learned_limit = nn.Parameter(torch.full(scale_shape, float(spec.qmax)))
 
     @classmethod
@@ -99,17 +98,6 @@ class LearnedBits(Quantizer):
     def code_format(cls, spec: QuantSpec) -> QuantSpec:
         """Return the format of the codes: without the lowest signed one."""
         return replace(spec, narrow=spec.signed)
-
-    @property
-    def scale(self) -> Tensor:
-        """The positive step in use, real units; differentiable."""
-        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
-        return power_of_two(scale) if self.spec.power_of_two else scale
-
-    @property
-    def learns(self) -> bool:
-        """True: gradients move step and range."""
-        return True
 
     @torch.no_grad()
     def set_scale(self, scale: Tensor) -> None:

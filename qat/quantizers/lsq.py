@@ -6,19 +6,17 @@ Left out: a learned offset (that is LSQ+); an affine zero point stays where cali
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qat.errors import SpecError
-from qat.functional.affine import MIN_SCALE
-from qat.functional.ste import clamp_min_ste, power_of_two
 from qat.quantizers.grid import GridQuantizer
+from qat.quantizers.scales import LearnedScale
 from qat.spec import QuantSpec
 
 SCALE_FACTORS = ("paper", "elements", "none")
 
 
-class LSQ(GridQuantizer):
+class LSQ(LearnedScale, GridQuantizer):
     """Fake-quantize with a learned scale; its gradient is multiplied by ``1 / sqrt(n * qmax)``.
 
     ``n`` counts the elements that share one scale: of a weight, all of them; of an activation,
@@ -62,23 +60,6 @@ class LSQ(GridQuantizer):
                 f"{scale_factor!r}: correct the option."
             )
         self.scale_factor = scale_factor
-        self.learned_scale = nn.Parameter(torch.ones(scale_shape))
-
-    @property
-    def scale(self) -> Tensor:
-        """The positive scale in use, real units; differentiable."""
-        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
-        return power_of_two(scale) if self.spec.power_of_two else scale
-
-    @property
-    def learns(self) -> bool:
-        """True: gradients move the scale."""
-        return True
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.learned_scale.copy_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""

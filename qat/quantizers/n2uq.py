@@ -9,15 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional.affine import MIN_SCALE, expand
-from qat.functional.ste import clamp_min_ste, power_of_two
+from qat.functional.affine import expand
+from qat.functional.ste import clamp_min_ste
+from qat.quantizers.scales import LearnedScale
 from qat.quantizers.table import TableQuantizer
 from qat.spec import QuantSpec
 
 LEAST_WIDTH = 1e-3
 
 
-class N2UQ(TableQuantizer):
+class N2UQ(LearnedScale, TableQuantizer):
     """Fake-quantize activations with learned thresholds in front of consecutive codes.
 
     The line from ``start`` on is cut into one segment for each code but the lowest; the threshold
@@ -47,7 +48,6 @@ class N2UQ(TableQuantizer):
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.learned_scale = nn.Parameter(torch.ones(scale_shape))
         self.start = nn.Parameter(torch.tensor(float(spec.qmin)))
         self.widths = nn.Parameter(torch.ones(spec.qmax - spec.qmin))
         levels = torch.arange(spec.qmin, spec.qmax + 1.0)
@@ -58,22 +58,6 @@ class N2UQ(TableQuantizer):
         """Whether the quantizer has the format ``spec``, for activations or for weights."""
         fits = super().fits(spec, has_batch=has_batch)
         return fits and has_batch and spec.bits <= 8 and spec.symmetric and spec.axis is None
-
-    @property
-    def scale(self) -> Tensor:
-        """The positive scale in use, real units; differentiable."""
-        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
-        return power_of_two(scale) if self.spec.power_of_two else scale
-
-    @property
-    def learns(self) -> bool:
-        """True: gradients move scale and thresholds."""
-        return True
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.learned_scale.copy_(scale)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

@@ -8,11 +8,12 @@ from torch import Tensor
 from qat.errors import SpecError
 from qat.functional.affine import MIN_SCALE
 from qat.functional.float_formats import FLOAT_FORMATS, FloatFormat
-from qat.quantizers.base import Deployable, Quantizer
+from qat.quantizers.base import Deployable
+from qat.quantizers.scales import ObservedScale
 from qat.spec import QuantSpec
 
 
-class Simulated(Quantizer):
+class Simulated(ObservedScale):
     """Own a scale that an observer sets; what comes out are small floats, not codes.
 
     The format's sign bit is there also for unsigned formats, which just do not use it.
@@ -31,7 +32,6 @@ class Simulated(Quantizer):
     widths = (4, 6, 8)
     """Bits that one of its float formats has."""
     needs = "symmetric formats, not power_of_two, with the bits of a float format: 4, 6 or 8"
-    observed_scale: Tensor
 
     def __init__(
         self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool, form: FloatFormat
@@ -43,28 +43,12 @@ class Simulated(Quantizer):
                 f"{type(self).__name__} is set to, got bits={spec.bits}: correct one of them."
             )
         self.form = form
-        self.register_buffer("observed_scale", torch.ones(scale_shape))
 
     @classmethod
     def fits(cls, spec: QuantSpec, *, has_batch: bool) -> bool:
         """Whether the quantizer has the format ``spec``, for activations or for weights."""
         fits = super().fits(spec, has_batch=has_batch)
         return fits and spec.bits in cls.widths and spec.symmetric and not spec.power_of_two
-
-    @property
-    def scale(self) -> Tensor:
-        """The scale that maps the observed range to the largest element, real units."""
-        return self.observed_scale
-
-    @property
-    def learns(self) -> bool:
-        """False: the observer, or the tensor itself, gives the scale."""
-        return False
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.observed_scale.copy_(scale)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from qat.functional.affine import MIN_SCALE, dequantize, expand, mean_to, reduce_to
 from qat.functional.ste import power_of_two, replace_value
-from qat.quantizers.base import Deployable, Quantizer
+from qat.quantizers.base import Deployable
+from qat.quantizers.scales import ObservedScale
 from qat.spec import QuantSpec
 
 
-class Ternary(Quantizer):
+class Ternary(ObservedScale):
     """Give ``sign(w)`` times a scale where ``|w|`` is above a cutoff, else 0; gradient 1.
 
     The cutoff is 0.7 times the mean magnitude, the scale the mean magnitude of what lies above it.
@@ -39,12 +40,10 @@ class Ternary(Quantizer):
     deployable = Deployable.TABLE
     needs = "weights with bits: 2, signed and symmetric"
     share: ClassVar[float] = 0.7
-    observed_scale: Tensor
     cutoff: Tensor
 
     def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.register_buffer("observed_scale", torch.ones(scale_shape))
         self.register_buffer("cutoff", torch.full(scale_shape, 0.5))
 
     @classmethod
@@ -62,16 +61,6 @@ class Ternary(Quantizer):
         """The positive scale in use, real units."""
         scale = self.observed_scale.clone()  # a layer used twice in one step moves it in between
         return power_of_two(scale) if self.spec.power_of_two else scale
-
-    @property
-    def learns(self) -> bool:
-        """False: the weight itself tells the scale."""
-        return False
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.observed_scale.copy_(scale)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

@@ -6,15 +6,15 @@ Source: Zhu et al., "Trained Ternary Quantization", ICLR 2017, arXiv:1612.01064.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qat.functional.affine import MIN_SCALE, expand, reduce_to
-from qat.functional.ste import clamp_min_ste, power_of_two, replace_value
+from qat.functional.affine import expand, reduce_to
+from qat.functional.ste import replace_value
+from qat.quantizers.scales import LearnedScale
 from qat.quantizers.ternary import Ternary
-from qat.spec import QuantSpec
 
 
-class TernaryLearned(Ternary):
+class TernaryLearned(LearnedScale, Ternary):
     """Give ``sign(w)`` times a learned scale where ``|w|`` is above a cutoff, else 0.
 
     The cutoff is 0.05 times the largest magnitude, and follows the weight until scales are frozen.
@@ -37,26 +37,6 @@ class TernaryLearned(Ternary):
     """
 
     share = 0.05
-
-    def __init__(self, spec: QuantSpec, scale_shape: tuple[int, ...], *, has_batch: bool) -> None:
-        super().__init__(spec, scale_shape, has_batch=has_batch)
-        self.learned_scale = nn.Parameter(torch.ones(scale_shape))
-
-    @property
-    def scale(self) -> Tensor:
-        """The positive scale in use, real units; differentiable."""
-        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
-        return power_of_two(scale) if self.spec.power_of_two else scale
-
-    @property
-    def learns(self) -> bool:
-        """True: gradients move the scale."""
-        return True
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.learned_scale.copy_(scale)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

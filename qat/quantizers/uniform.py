@@ -6,14 +6,13 @@ Integer-Arithmetic-Only Inference", CVPR 2018, arXiv:1712.05877, sections 2.1 an
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from qat.quantizers.grid import GridQuantizer
-from qat.spec import QuantSpec
+from qat.quantizers.scales import ObservedScale
 
 
-class Uniform(GridQuantizer):
+class Uniform(ObservedScale, GridQuantizer):
     """Fake-quantize with a scale set from outside; gradients pass where nothing was clipped.
 
     Args:
@@ -23,37 +22,6 @@ class Uniform(GridQuantizer):
         rounding: As in ``GridQuantizer``; the paper's is ``nearest``.
         gradient: As in ``GridQuantizer``; the paper's is ``ste``.
     """
-
-    observed_scale: Tensor
-
-    def __init__(
-        self,
-        spec: QuantSpec,
-        scale_shape: tuple[int, ...],
-        *,
-        has_batch: bool,
-        rounding: str = "nearest",
-        gradient: str = "ste",
-    ) -> None:
-        super().__init__(
-            spec, scale_shape, has_batch=has_batch, rounding=rounding, gradient=gradient
-        )
-        self.register_buffer("observed_scale", torch.ones(scale_shape))
-
-    @property
-    def scale(self) -> Tensor:
-        """The scale in use, real units, shape as constructed."""
-        return self.observed_scale
-
-    @property
-    def learns(self) -> bool:
-        """False: the observer moves the scale."""
-        return False
-
-    @torch.no_grad()
-    def set_scale(self, scale: Tensor) -> None:
-        """Copy positive ``scale`` values in, in place."""
-        self.observed_scale.copy_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""

@@ -68,13 +68,13 @@ class Watch(pl.Callback):
         self.bits: list[set[int]] = []
         self.before: Mapping[str, Tensor] = {}
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx) -> None:
         model = pl_module.model
         self.phases.append(phase_of(model))
         self.bits.append({q.bits for q in [*weight_quants(model), *activation_quants(model)]})
         self.before = {k: v.clone() for k, v in model.state_dict().items()}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         after = pl_module.model.state_dict()
         names = [k for k, v in self.before.items() if not torch.equal(v, after[k])]
         ends = {name.rpartition(".")[2] for name in names}
