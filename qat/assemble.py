@@ -229,9 +229,11 @@ def export_settings(config: Config) -> dict[str, Any]:
 
 def describe(data: DataModule, config: Config) -> dict[str, Any]:
     """Return the facts that travel inside the exported files."""
+    schedule = make_schedule(config)
     return {
         "name": config["name"],
         "seed": config["seed"],
+        "epochs": f"{schedule.float_epochs} + {schedule.epochs}",
         "classes": data.class_names,
         "mean": data.mean,
         "std": data.std,

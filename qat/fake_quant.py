@@ -130,15 +130,17 @@ class FakeQuant(nn.Module):
         self.calibrated = True
 
     def get_extra_state(self) -> Tensor:
-        """Return phase, calibration flag and bits as a tensor, so that checkpoints stay plain."""
-        return torch.tensor([self.phase, self.calibrated, self.bits], dtype=torch.uint8)
+        """Return phase, calibration flag, and bits where they are not its own, as a tensor."""
+        bits = 0 if self.bits == self.own_bits else self.bits
+        return torch.tensor([self.phase, self.calibrated, bits], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what ``get_extra_state`` gave."""
         phase, calibrated, *bits = state.tolist()  # checkpoints of older runs have no bits
         self.phase, self.calibrated = Phase(phase), bool(calibrated)
-        if bits and bits[0] != self.bits:
-            self.use_bits(bits[0])
+        wanted = (bits or [0])[0] or self.own_bits
+        if wanted != self.bits:
+            self.use_bits(wanted)
 
     def extra_repr(self) -> str:
         """Show site and phase in a module's print-out."""

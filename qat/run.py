@@ -124,10 +124,7 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
         folder,
         make_evaluation(setup.data, config),
         Baseline(calibrate.scores if calibrate else {}, setup.float_bytes),
-        description={
-            **describe(setup.data, config),
-            "epochs": f"{setup.schedule.float_epochs} + {setup.schedule.epochs}",
-        },
+        description=describe(setup.data, config),
         seconds=clock.seconds if clock else None,
     )
     metrics = {f"final/{k}": v for k, v in report.accuracy.items()}

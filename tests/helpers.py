@@ -1,6 +1,7 @@
 """What several tests need to bring a small model from float to integers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from qat.layers import fold
 from qat.spec import BatchNormMode, Rule, Scheme
 from qat.training.callbacks.calibrate import observe
 
+CPU = Path("/proc/cpuinfo")
+HAS_VNNI = not CPU.exists() or "vnni" in CPU.read_text()
+"""Whether products of uint8 and int8 are added up exactly everywhere; unknown counts as yes."""
 WEIGHT = {"bits": 8, "axis": 0, "narrow": True, "quantizer": "uniform", "observer": "min_max"}
 ACTIVATION = {"bits": 8, "quantizer": "uniform", "observer": "min_max"}
 

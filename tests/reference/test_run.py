@@ -146,7 +146,7 @@ def test_fold_stage_and_converted_run_alike_and_as_simulated(net, batch_norm):
         assert torch.equal(logits, IntegerRun(converted)(batch))
         step = captured(batch).abs().max() / 15
         different = (logits - captured(batch)).abs() > 1e-4 * step
-        assert different.double().mean() <= 0.05  # a tie turns a row of outputs
+        assert different.double().mean() <= 2 / 16  # a tie turns a row of outputs
 
 
 class Wide(nn.Module):

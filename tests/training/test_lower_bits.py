@@ -143,7 +143,10 @@ def test_a_checkpoint_knows_the_bits():
     assert fresh.bits == fresh.observer.spec.bits == 8
     assert torch.equal(fresh.quantizer(x), quant.quantizer(x))
     fresh.set_extra_state(torch.tensor([2, 1], dtype=torch.uint8))  # of an older run
-    assert fresh.bits == 8
+    assert fresh.bits == fresh.observer.spec.bits == 2
+    other = site("lsq", 4)
+    other.load_state_dict(site("lsq", 2).state_dict())  # another scheme, given afterwards
+    assert other.bits == 4
 
 
 def test_widths_that_a_quantizer_does_not_have():
