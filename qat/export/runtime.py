@@ -19,11 +19,8 @@ from qat.export.onnx_file import decode_metadata, find_file, refused
 CPU = "CPUExecutionProvider"
 _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
 """Unless it is 1, products with 4-bit blocks also quantize what they multiply, to 8 bits."""
-
-
 _EXACT_SUMS = "session.x64quantprecision"
 """Unless it is 1, processors without VNNI add two products up in int16, and cut the sum off."""
-
 _SHARED = "replace the existing tensor"
 log = logging.getLogger("qat")
 

@@ -121,6 +121,13 @@ def test_resumed_between_two_widths_it_is_the_same_run(tmp_path):
     assert same(whole, resumed)
 
 
+def test_a_run_that_ends_early_ends_with_the_bits_of_the_scheme():
+    task = make_task(2, Schedule(0, EPOCHS, bits={8: 0, 4: 10, 2: 18}, freeze_observers=20))
+    fit(task, LowerBits(2), Calibrate(2), FreezeObservers(), epochs=1)  # 8 steps
+    found = {(quant.bits, quant.phase) for quant in fake_quants(task.model)}
+    assert found == {(2, Phase.FROZEN)}
+
+
 def test_a_schedule_that_stays_above_the_scheme_is_refused():
     task = make_task(2, Schedule(0, EPOCHS, bits={8: 0.0, 4: 10}))
     with pytest.raises(ConfigError, match="to end at the 2 bits of the scheme"):

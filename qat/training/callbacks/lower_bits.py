@@ -70,6 +70,11 @@ class LowerBits(pl.Callback):
         if least is not None:
             self._lower(trainer, pl_module, least)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give every site its own bits, if training ended before their moment."""
+        assert isinstance(pl_module, QATTask)
+        self._lower(trainer, pl_module, 1)
+
     def _lower(self, trainer: pl.Trainer, task: QATTask, least: int) -> None:
         wanted = widths(_quants(task.model), least)
         changed = [quant for quant, bits in wanted.items() if quant.bits != bits]
