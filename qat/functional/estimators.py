@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from qat.functional.affine import Estimator
+from qat.functional.fake_quantize import Estimator
 
 
 def ewgs(delta: float, num_steps: int) -> Estimator:

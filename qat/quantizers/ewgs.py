@@ -7,8 +7,8 @@ arXiv:2104.00903, section 3.
 from __future__ import annotations
 
 from qat.errors import SpecError
-from qat.functional.affine import Estimator
 from qat.functional.estimators import ewgs
+from qat.functional.fake_quantize import Estimator
 from qat.quantizers.lsq import LSQ
 from qat.spec import QuantSpec
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from qat.errors import SpecError
-from qat.functional.affine import Estimator, Rounding, fake_quantize, quantize
+from qat.functional.affine import Rounding, quantize
 from qat.functional.estimators import dsq, ewgs
+from qat.functional.fake_quantize import Estimator, fake_quantize
 from qat.functional.stochastic import round_stochastically
 from qat.quantizers.base import Quantizer
 from qat.spec import QuantSpec

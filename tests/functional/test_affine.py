@@ -13,7 +13,6 @@ from qat.functional.affine import (
     MIN_SCALE,
     dequantize,
     expand,
-    fake_quantize,
     fake_quantize_bias,
     mean_to,
     quantize,
@@ -21,6 +20,7 @@ from qat.functional.affine import (
     reduce_to,
     scale_from_range,
 )
+from qat.functional.fake_quantize import fake_quantize
 from qat.spec import QuantSpec
 
 FORMS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qat.functional.affine import fake_quantize
 from qat.functional.estimators import dsq, ewgs
+from qat.functional.fake_quantize import fake_quantize
 from qat.functional.staircase import staircase
 from qat.spec import QuantSpec
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qat.functional.affine import dequantize, fake_quantize, scale_from_range
+from qat.functional.affine import dequantize, scale_from_range
+from qat.functional.fake_quantize import fake_quantize
 from qat.quantizers import QUANTIZERS, Deployable
 from qat.spec import QuantSpec
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from qat.errors import SpecError
 from qat.fake_quant import make_fake_quant
-from qat.functional.affine import dequantize, fake_quantize
+from qat.functional.affine import dequantize
 from qat.functional.estimators import dsq, ewgs
+from qat.functional.fake_quantize import fake_quantize
 from qat.graph.convert import convert
 from qat.layers import quantized_layers
 from qat.quantizers import QUANTIZERS

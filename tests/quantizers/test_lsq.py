@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qat.errors import SpecError
-from qat.functional.affine import MIN_SCALE, fake_quantize
+from qat.functional.affine import MIN_SCALE
+from qat.functional.fake_quantize import fake_quantize
 from qat.quantizers import LSQ
 from qat.spec import QuantSpec
 

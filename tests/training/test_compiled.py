@@ -48,7 +48,7 @@ def test_every_phase_is_one_graph_and_computes_the_same(eager):
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-@pytest.mark.parametrize("mode", ["off", "step"])
+@pytest.mark.parametrize("mode", ["off", "regional", "step"])
 def test_what_computes_is_not_listed_beside_the_model(mode):
     task = make_task()
     task.compute = training_forward(task.model, mode)
@@ -65,5 +65,5 @@ def test_fused_kernels_change_the_last_bits_alone(eager):
 
 
 def test_another_word_is_refused():
-    with pytest.raises(ConfigError, match="compile=off or compile=step, got 'all'"):
+    with pytest.raises(ConfigError, match="compile=regional or compile=step, got 'all'"):
         training_forward(torch.nn.Linear(1, 1), "all")  # pyright: ignore[reportArgumentType]

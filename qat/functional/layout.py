@@ -1,0 +1,61 @@
+"""Tensors as rows of neighbours in memory, one row for each scale, without a copy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """How to see a tensor, and others of the same layout, as rows ``(R, B)`` or one row ``(N,)``.
+
+    Attributes:
+        order: Its axes, from the longest stride to the shortest.
+        permuted: Its shape with axes in that order.
+        shape: Shape of the rows.
+        strides: Its strides.
+    """
+
+    order: tuple[int, ...]
+    permuted: torch.Size
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return the elements of ``x`` as rows; a view, unless its strides are others."""
+        if x.stride() != self.strides:
+            x = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device).copy_(x)
+        return x.detach().permute(self.order).reshape(self.shape)
+
+    def join(self, rows: Tensor) -> Tensor:
+        """Return ``rows`` in the shape of the tensor; a view."""
+        y = rows.view(self.permuted)
+        return y.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
+
+
+def find_rows(x: Tensor, scale_shape: torch.Size) -> Rows | None:
+    """Return how to see ``x`` as rows that have one scale each, in the order of the scales.
+
+    Args:
+        x: Any tensor.
+        scale_shape: A shape that ``expand`` takes for ``x``.
+
+    Returns:
+        ``None`` where memory has holes, or the elements of a scale are not neighbours.
+    """
+    order = tuple(sorted(range(x.ndim), key=x.stride, reverse=True))
+    permuted = x.permute(order)
+    if not permuted.is_contiguous():
+        return None
+    num_scales = scale_shape.numel()
+    if num_scales == 1:
+        return Rows(order, permuted.shape, (x.numel(),), x.stride())
+    last = max(axis for axis, size in enumerate(scale_shape) if size > 1)
+    outer = tuple(range(last + 1))
+    whole = all(scale_shape[axis] == x.shape[axis] for axis in outer[:-1])
+    blocks = scale_shape[last] != x.shape[last]
+    if not whole or order[: last + 1] != outer or (blocks and not x.is_contiguous()):
+        return None
+    return Rows(order, permuted.shape, (num_scales, x.numel() // num_scales), x.stride())
