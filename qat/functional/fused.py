@@ -72,9 +72,9 @@ def kernels(device_type: str) -> Kernels | None:
         device_type: ``"cpu"`` or ``"cuda"``.
     """
     options: Any = _ON_CUDA if device_type == "cuda" else None
-    functions = (_snap, _gradients_of_one, _gradients_of_rows)
+    compiled: Any = functools.partial(torch.compile, dynamic=True, options=options)
     try:
-        made = Kernels(*(torch.compile(f, dynamic=True, options=options) for f in functions))
+        made = Kernels(*map(compiled, (_snap, _gradients_of_one, _gradients_of_rows)))
         _warm(made, device_type)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]

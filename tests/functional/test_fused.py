@@ -45,7 +45,7 @@ def run(x, scale, zero_point, spec, upstream, *, compiled):
     if compiled:
         with fused_kernels():
             y = fake_quantize(x, scale, zero_point, spec, factor=0.5)
-        assert y.grad_fn.name() == "_FusedBackward"
+        assert "Fused" in str(y.grad_fn)
     else:
         y = fake_quantize(x, scale, zero_point, spec, factor=0.5)
     y.backward(upstream.to(y.dtype))  # outside: the backward knows by itself
@@ -85,7 +85,7 @@ def test_half_floats_are_quantized_in_float32(dtype):
     x, upstream = torch.randn(64, 300).to(dtype), torch.randn(64, 300)
     ours = run(x, scale, zero_point, spec, upstream, compiled=True)
     theirs = run(x, scale, zero_point, spec, upstream, compiled=False)
-    assert ours[0].dtype == ours[1].dtype == dtype
+    assert [value.dtype for value in ours if value is not None] == [dtype, dtype, torch.float32]
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
 
