@@ -159,7 +159,9 @@ def set_up(config: Config) -> Setup:
 
 
 def make_task(setup: Setup, config: Config) -> QATTask:
-    """Build the LightningModule of a run."""
+    """Build the LightningModule of a run; its model moves to the memory format of the config."""
+    if config["channels_last"]:
+        setup.captured.to(memory_format=torch.channels_last)
     optimizer = config["optimizer"]
     task = QATTask(
         setup.captured,

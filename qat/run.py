@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -76,6 +77,7 @@ def run(cfg: DictConfig) -> Report | None:
         dist.destroy_process_group()
     if not trainer.is_global_zero:
         return None
+    setup.captured.to(memory_format=torch.contiguous_format)  # as files store it
     report = _finish(trainer, setup, config, folder)
     if not report.is_study:
         report.verification.check()
