@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
+from qat.functional.chain import Norm, batch_moments
 from qat.subclass import generalise, reduce_subclass, specialise
 
 
@@ -76,15 +77,38 @@ def _synchronised_batch_norm(norm: Any, x: Tensor) -> Tensor:
     centred = x.float() - mean.view(shape)
     variance = all_reduce(centred.square().sum(axes)) / count
     if norm.track_running_stats:
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-            norm.running_mean.lerp_(mean, share)
-            norm.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+        _follow(norm, mean, variance, count)
     y = centred * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
     return y.to(x.dtype)
+
+
+@torch.no_grad()
+def _follow(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
+    """Move the running statistics towards those of a batch with ``count`` values a channel."""
+    norm.num_batches_tracked += 1
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+
+
+def norm_in_use(norm: Any, c: Tensor) -> Norm | None:
+    """Return what a batch-norm does to images, following them where it is live; or ``None``.
+
+    Args:
+        norm: A staged batch-norm, live or frozen.
+        c: Images ``(N, C, H, W)`` that ``can_fuse`` takes.
+    """
+    live = norm.stage is Stage.LIVE and norm.training
+    over_ranks = live and norm.synchronised and _num_ranks() > 1
+    if norm.stage > Stage.FROZEN or not norm.track_running_stats or over_ranks:
+        return None
+    mean, variance = norm.running_mean, norm.running_var
+    if live:
+        mean, variance = batch_moments(c)
+        _follow(norm, mean, variance, c.numel() / c.shape[1])
+    return Norm(mean, variance, norm.weight, norm.bias, norm.eps, follows_batch=live)
 
 
 def channel_gain(norm: Any) -> Tensor:

@@ -75,6 +75,11 @@ class FakeQuant(nn.Module):
         """Whether tensors are snapped to one grid, the same for all of them."""
         return self.active and not self.quantizer.is_dynamic
 
+    @property
+    def only_snaps(self) -> bool:
+        """Whether, in training now, tensors are snapped to the grid and not looked at."""
+        return self.training and self.active and not self._observes
+
     def forward(self, x: Tensor) -> Tensor:
         """Pass, observe or fake-quantize real values ``x``; shape of ``x``."""
         if self.training and self._observes:

@@ -32,7 +32,7 @@ class Peer(NamedTuple):
     """What a tool made of the float model, and how it enters evaluation."""
 
     model: nn.Module
-    evaluation: Callable[[nn.Module], Any]
+    evaluation: Callable[[Any], Any]
 
 
 def plain_lsq(model: nn.Module, weight_bits: int, activation_bits: int, data: ArraysData) -> Peer:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qat.functional.affine import Rounding, dequantize, expand, quantize, reduce_to
-from qat.functional.fused import fused_fake_quantize
+from qat.functional.fused import Grid, fused_fake_quantize
 from qat.spec import QuantSpec
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -96,7 +96,7 @@ def fake_quantize(
     """
     grid = (spec.qmin, spec.qmax, factor)
     if estimate is None and rounding is None:
-        y = fused_fake_quantize(x, scale, zero_point, grid)
+        y = fused_fake_quantize(x, Grid(scale, zero_point, *grid))
         if y is not None:
             return y
     return _FakeQuantize.apply(x, scale, zero_point, grid, estimate, rounding)

@@ -2,8 +2,9 @@
 
 Written out in torch operations it reads and writes every element a dozen times. Here Inductor makes
 one loop of each direction, which also adds up the gradients of scales, and nothing is kept for the
-backward but the input. Values and their gradients are those of ``fake_quantize`` bit for bit; the
-gradient of a scale is the same sum in another order.
+backward but the input; codes are made beside, for layers that keep the result. Values and their
+gradients are those of ``fake_quantize`` bit for bit; the gradient of a scale is the same sum in
+another order.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qat.functional.kept import keep
 from qat.functional.layout import Rows, find_rows
 
-LEAST = 2**14
+LEAST = 2**10
 """Smaller tensors are not worth the call of a compiled function."""
+MOST_GRAPHS = 64
+"""Of one function: layouts, types, phases; torch keeps fewer by default, and then none is used."""
+_ALL_IN_ONE_LOOP = dict.fromkeys(
+    ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold"), 1000
+)
 _ON_CUDA = {"eager_numerics.division_rounding": True}  # a division there is a product otherwise
 log = logging.getLogger("qat")
 
@@ -29,39 +37,118 @@ class _Switch:
     on: ClassVar[bool] = False
 
 
+NO_CLAMP = (-math.inf, math.inf)
+
+
+class Grid(NamedTuple):
+    """A grid, and the clamp of an activation function in front of it.
+
+    Attributes:
+        scale: Grid spacing in real units, positive; a shape that ``expand`` takes.
+        zero_point: Code of the real value 0; shape of ``scale``.
+        low: Lowest code.
+        high: Highest code.
+        factor: Multiplies the gradient of ``scale``.
+        clamp: The least and the greatest value; beyond and at them there is no gradient.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+    factor: float = 1.0
+    clamp: tuple[float, float] = NO_CLAMP
+
+    def ends(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the ends in steps from 0, shape of ``scale``, and those of the clamp."""
+        offset = self.zero_point.detach()
+        low, high = (bound(code, device) - offset for code in (self.low, self.high))
+        return low, high, *(bound(value, device) for value in self.clamp)
+
+
 class Kernels(NamedTuple):
     """Compiled functions, each for every size; scales and zero points broadcast against rows."""
 
     snap: Callable[..., Tensor]
+    snap_and_code: Callable[..., tuple[Tensor, Tensor]]
+    rebuild: Callable[..., Tensor]
     gradients_of_one: Callable[..., tuple[Tensor, Tensor]]
     gradients_of_rows: Callable[..., tuple[Tensor, Tensor]]
 
 
-def _snap(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    codes = (x.float() / scale).round() + zero_point
-    codes = torch.minimum(torch.maximum(codes, low), high)
-    return ((codes - zero_point) * scale).to(x.dtype)
+def _on_grid(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return whole steps from 0, between the ends."""
+    return torch.minimum(torch.maximum((x / scale).round(), low), high)
 
 
-def _terms(
-    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
+def _snap(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return (_on_grid(x.float(), scale, low, high) * scale).to(x.dtype)
+
+
+def _snap_and_code(
+    x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of ``x``, and what each element adds to that of its scale."""
-    grad, steps = grad.float(), x.float() / scale
-    low, high = low - zero_point, high - zero_point
+    low, high, floor, ceiling = ends
+    value = x.float() if other is None else x.float() + other.float()
+    value = torch.minimum(torch.maximum(value, floor), ceiling)
+    whole = _on_grid(value, scale, low, high)
+    return (whole * scale).to(x.dtype), as_bytes(whole - low)
+
+
+def _rebuild(codes: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    return (codes.float() + low) * scale
+
+
+def as_bytes(codes: Tensor) -> Tensor:
+    """Return whole numbers from 0 to 255 as uint8; straight from float would not be vectorised."""
+    return codes.to(torch.int32).to(torch.uint8)
+
+
+def terms(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of ``x``, and what each element adds to that of its scale.
+
+    Args:
+        grad: Of the values on the grid, float32.
+        x: In front of the grid, float32.
+        scale: Grid spacing.
+        low: The lowest code, in steps from 0.
+        high: The highest code, in steps from 0.
+    """
+    steps = x / scale
     inside, whole = (steps >= low) & (steps <= high), steps.round()
     clipped = torch.minimum(torch.maximum(whole, low), high)
-    return (grad * inside).to(x.dtype), grad * torch.where(inside, whole - steps, clipped)
+    return grad * inside, grad * torch.where(inside, whole - steps, clipped)
 
 
-def _gradients_of_one(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, terms = _terms(*arguments)
-    return grad_x, terms.sum()
+def _gradients_of_one(
+    grad: Tensor, x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    low, high, floor, ceiling = ends
+    value = x.float() if other is None else x.float() + other.float()
+    clamped = torch.minimum(torch.maximum(value, floor), ceiling)
+    moved, parts = terms(grad.float(), clamped, scale, low, high)
+    return (moved * ((value > floor) & (value < ceiling))).to(x.dtype), parts.sum()
 
 
-def _gradients_of_rows(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, terms = _terms(*arguments)
-    return grad_x, terms.sum(1, keepdim=True)
+def _gradients_of_rows(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    moved, parts = terms(grad.float(), x.float(), scale, low, high)
+    return moved.to(x.dtype), parts.sum(1, keepdim=True)
+
+
+def compile_for(device_type: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` compiled for tensors of every size.
+
+    Args:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        function: Computes each element from a few others; what it uses twice is computed twice.
+    """
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    options: Any = {**_ALL_IN_ONE_LOOP, **(_ON_CUDA if device_type == "cuda" else {})}
+    return torch.compile(function, dynamic=True, options=options)
 
 
 @functools.cache
@@ -71,10 +158,9 @@ def kernels(device_type: str) -> Kernels | None:
     Args:
         device_type: ``"cpu"`` or ``"cuda"``.
     """
-    options: Any = _ON_CUDA if device_type == "cuda" else None
-    compiled: Any = functools.partial(torch.compile, dynamic=True, options=options)
+    functions = (_snap, _snap_and_code, _rebuild, _gradients_of_one, _gradients_of_rows)
     try:
-        made = Kernels(*map(compiled, (_snap, _gradients_of_one, _gradients_of_rows)))
+        made = Kernels(*(compile_for(device_type, f) for f in functions))
         _warm(made, device_type)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -89,74 +175,100 @@ def _warm(made: Kernels, device_type: str) -> None:
 
     No argument stands twice: what is compiled would then hold only for such calls.
     """
-    ends = [bound(code, torch.device(device_type)) for code in (0, 1)]
-    pairs = ((2**20,), made.gradients_of_one), ((256, 2**12), made.gradients_of_rows)
-    for shape, gradients in pairs:
-        x, grad = (torch.zeros(shape, device=device_type) for _ in range(2))
-        parameters = () if x.ndim == 1 else (shape[0], 1)
-        scale, zero_point = (torch.ones(parameters, device=device_type) for _ in range(2))
-        made.snap(x, scale, zero_point, *ends)
-        gradients(grad, x, scale, zero_point, *ends)
+    x, grad = (torch.zeros(2**20, device=device_type) for _ in range(2))
+    scale, *ends = (
+        torch.full((), value, device=device_type) for value in (1.0, 0.0, 1.0, 0.0, 9.0)
+    )
+    _, codes = made.snap_and_code(x, None, scale, tuple(ends))
+    made.rebuild(codes, scale, ends[0])
+    made.gradients_of_one(grad, x, None, scale, tuple(ends))
+    x, grad = x.view(256, -1), grad.view(256, -1)
+    rows = [torch.full((256, 1), value, device=device_type) for value in (1.0, 0.0, 1.0)]
+    made.snap(x, *rows)
+    made.gradients_of_rows(grad, x, *rows)
 
 
 @functools.cache
-def bound(code: int, device: torch.device) -> Tensor:
+def bound(code: float, device: torch.device) -> Tensor:
     """Return the end of a grid as the tensor that kernels take, so that no width is compiled in."""
     return torch.tensor(float(code), device=device)
 
 
-class _Fused(torch.autograd.Function):
+class _FusedOne(torch.autograd.Function):
+    """One scale; something may be added in front, and a clamp may follow it."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        grid: tuple[int, int, float],
-        rows: Rows,
-        made: Kernels,
+        ctx: Any, how: tuple[Grid, Rows, Kernels], x: Tensor, other: Tensor | None, scale: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid, ctx.rows, ctx.made = grid, rows, made
-        return rows.join(made.snap(rows.split(x), *_parameters(scale, zero_point, grid, rows)))
+        grid, rows, made = how
+        spacing, ends, dtype = scale.detach().reshape(()), grid.ends(scale.device), x.dtype
+        second = None if other is None else rows.split(other)
+        values, codes = made.snap_and_code(rows.split(x), second, spacing, ends)
+        y = rows.join(values)
+        if grid.high - grid.low <= 255:
+            y = keep(y, codes, lambda c: rows.join(made.rebuild(c, spacing, ends[0]).to(dtype)))
+        ctx.save_for_backward(x, other, scale)
+        ctx.how, ctx.ends = how, ends
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point = ctx.saved_tensors
-        rows: Rows = ctx.rows
-        made = ctx.made.gradients_of_one if len(rows.shape) == 1 else ctx.made.gradients_of_rows
-        parameters = _parameters(scale, zero_point, ctx.grid, rows)
-        grad_x, grad_scale = made(rows.split(grads[0]), rows.split(x), *parameters)
-        grad_scale = grad_scale.view(scale.shape).mul_(ctx.grid[2])
-        return rows.join(grad_x), grad_scale, None, None, None, None
+        (x, other, scale), (grid, rows, made) = ctx.saved_tensors, ctx.how
+        second = None if other is None else rows.split(other)
+        found, grad_scale = made.gradients_of_one(
+            rows.split(grads[0]), rows.split(x), second, scale.detach().reshape(()), ctx.ends
+        )
+        grad_x = rows.join(found)
+        grad_scale = grad_scale.view(scale.shape).mul_(grid.factor)
+        return None, grad_x, None if other is None else grad_x, grad_scale
 
 
-def _parameters(
-    scale: Tensor, zero_point: Tensor, grid: tuple[int, int, float], rows: Rows
-) -> tuple[Tensor, ...]:
-    shape = () if len(rows.shape) == 1 else (-1, 1)
-    ends = (bound(code, scale.device) for code in grid[:2])
-    return scale.detach().reshape(shape), zero_point.detach().reshape(shape), *ends
+class _FusedRows(torch.autograd.Function):
+    """A scale for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, how: tuple[Grid, Rows, Kernels], x: Tensor, scale: Tensor) -> Tensor:
+        grid, rows, made = how
+        ends = [end.reshape(-1, 1) for end in grid.ends(scale.device)[:2]]
+        ctx.save_for_backward(x, scale)
+        ctx.how, ctx.ends = how, ends
+        return rows.join(made.snap(rows.split(x), scale.detach().reshape(-1, 1), *ends))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, scale), (grid, rows, made) = ctx.saved_tensors, ctx.how
+        spacing = scale.detach().reshape(-1, 1)
+        grad_x, grad_scale = made.gradients_of_rows(
+            rows.split(grads[0]), rows.split(x), spacing, *ctx.ends
+        )
+        return None, rows.join(grad_x), grad_scale.view(scale.shape).mul_(grid.factor)
 
 
-def fused_fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, grid: tuple[int, int, float]
-) -> Tensor | None:
-    """Return what ``fake_quantize`` does, in one pass, or ``None`` where that is not possible.
+def is_worth_it(x: Tensor) -> bool:
+    """Return whether fused kernels are wanted and there, and ``x`` is large enough for them."""
+    wanted = _Switch.on and x.numel() >= LEAST and not torch.is_inference_mode_enabled()
+    return wanted and kernels(x.device.type) is not None
+
+
+def fused_fake_quantize(x: Tensor, grid: Grid, other: Tensor | None = None) -> Tensor | None:
+    """Return ``fake_quantize(clamp(x + other))`` in one pass, or ``None`` if that is not possible.
 
     Args:
         x: Real values, any float dtype.
-        scale: Grid spacing in the units of ``x``, positive; a shape that ``expand`` takes.
-        zero_point: Code of the real value 0; shape of ``scale``.
-        grid: Lowest code, highest code, and what multiplies the gradient of ``scale``.
+        grid: What they are snapped to; with a clamp only if it has one scale.
+        other: What is added first, of the same shape and dtype; only with one scale.
     """
-    if not _Switch.on or x.numel() < LEAST or torch.is_inference_mode_enabled():
+    if not is_worth_it(x):
         return None
-    half = x.dtype != torch.float32 and grid[1] - grid[0] > 255
-    rows = None if half else find_rows(x, scale.shape)
-    if rows is None or 1 in rows.shape or (made := kernels(x.device.type)) is None:
+    half = x.dtype != torch.float32 and grid.high - grid.low > 255
+    rows = None if half else find_rows(x, grid.scale.shape)
+    made = kernels(x.device.type)
+    if rows is None or 1 in rows.shape or made is None:
         return None
-    return _Fused.apply(x, scale, zero_point, grid, rows, made)
+    if len(rows.shape) == 1:
+        return _FusedOne.apply((grid, rows, made), x, other, grid.scale)
+    return _FusedRows.apply((grid, rows, made), x, grid.scale)
 
 
 @contextlib.contextmanager

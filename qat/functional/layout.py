@@ -1,4 +1,4 @@
-"""Tensors as rows of neighbours in memory, one row for each scale, without a copy."""
+"""Tensors as rows of neighbours in memory, or as pixels and channels, without a copy."""
 
 from __future__ import annotations
 
@@ -33,6 +33,48 @@ class Rows(NamedTuple):
         """Return ``rows`` in the shape of the tensor; a view."""
         y = rows.view(self.permuted)
         return y.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
+
+
+class Images(NamedTuple):
+    """How to see images ``(N, C, H, W)`` with their pixels on one axis.
+
+    Attributes:
+        like: A tensor of that shape and those strides, without memory.
+        axis: Of the pixels: 2 of ``(N, C, S)``, or 1 of ``(N, S, C)`` where channels are innermost.
+    """
+
+    like: Tensor
+    axis: int
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return ``x`` with its pixels on one axis; a view, unless its strides are others."""
+        x = x.detach()
+        if x.stride() != self.like.stride():
+            x = torch.empty_strided(
+                x.shape, self.like.stride(), dtype=x.dtype, device=x.device
+            ).copy_(x)
+        return x.flatten(2) if self.axis == 2 else x.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def join(self, pixels: Tensor) -> Tensor:
+        """Return ``pixels`` as images; a view."""
+        num, channels, height, width = self.like.shape
+        if self.axis == 2:
+            return pixels.view(num, channels, height, width)
+        return pixels.view(num, height, width, channels).permute(0, 3, 1, 2)
+
+    def channels(self, values: Tensor) -> Tensor:
+        """Return values of the channels ``(C,)`` so that they broadcast against pixels."""
+        return values.detach().view(1, -1, 1) if self.axis == 2 else values.detach().view(1, 1, -1)
+
+
+def find_images(x: Tensor) -> Images | None:
+    """Return how to see ``x`` as images, or ``None`` if it is none, or has an axis of size 1."""
+    if x.ndim != 4 or 1 in (*x.shape[:2], x.shape[2] * x.shape[3]):
+        return None
+    like = x.detach().to("meta")
+    if x.is_contiguous():
+        return Images(like, 2)
+    return Images(like, 1) if x.is_contiguous(memory_format=torch.channels_last) else None
 
 
 def find_rows(x: Tensor, scale_shape: torch.Size) -> Rows | None:

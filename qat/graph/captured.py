@@ -62,7 +62,21 @@ class Captured(nn.Module):
         Raises:
             GraphError: If the call has another form than the example.
         """
-        return unflatten_output(self.run(self.inputs(*args, **kwargs)), self.outputs[self.mode])
+        return self.call(None, *args, **kwargs)
+
+    def call(self, function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        """Run ``function``, made of a graph of the current mode, or that graph, like the model.
+
+        Args:
+            function: Takes the model and its input tensors.
+            *args: Of the call.
+            **kwargs: Of the call.
+
+        Raises:
+            GraphError: If the call has another form than the example.
+        """
+        found = self.run(self.inputs(*args, **kwargs), function)
+        return unflatten_output(found, self.outputs[self.mode])
 
     def inputs(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Return the tensors of a call in the order of the graphs' placeholders.
@@ -72,8 +86,12 @@ class Captured(nn.Module):
         """
         return self.signature.flatten(args, kwargs)
 
-    def run(self, tensors: list[Tensor]) -> Any:
+    def run(self, tensors: list[Tensor], function: Callable[..., Any] | None = None) -> Any:
         """Return the leaves of what the graph of the current mode makes of ``tensors``.
+
+        Args:
+            tensors: In the order of the graphs' placeholders.
+            function: What was made of that graph, if it is not to run as it is.
 
         Raises:
             GraphError: If they have another size than the example, and that size is in the graph.
@@ -81,7 +99,7 @@ class Captured(nn.Module):
         if self.mode not in self._forwards:
             self.recompile()
         try:
-            return self._forwards[self.mode](self, *tensors)
+            return (function or self._forwards[self.mode])(self, *tensors)
         except RuntimeError as error:
             raise self._explain(error, tensors) from error
 

@@ -129,6 +129,18 @@ class Quantizer(nn.Module, ABC):
         """Return the integer codes of real values ``x`` as float32, shape of ``x``."""
         return quantize(x, self.scale, self.zero_point, self.spec.qmin, self.spec.qmax)
 
+    def grid_of(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
+        """Return what fused kernels need; ``None`` if this does more than round to nearest.
+
+        Args:
+            x: A tensor of the shape that would pass.
+
+        Returns:
+            Scale, zero point, and what multiplies the gradient of the scale.
+        """
+        del x
+        return None
+
     def follow(self, x: Tensor) -> None:
         """Take what the scale is made of, beyond a range, from a tensor; nothing is, here.
 

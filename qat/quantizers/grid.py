@@ -87,6 +87,20 @@ class GridQuantizer(Quantizer):
             rounding=rounding,
         )
 
+    def grid_of(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
+        """Return scale, zero point and gradient factor, where nothing but ``snap`` is done."""
+        plain = self.estimator is None and self.rounding == "nearest"
+        return self.grid(x) if plain and type(self).forward is GridQuantizer.forward else None
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return scale, zero point and gradient factor in use for real values ``x``."""
+        del x
+        return self.scale, self.zero_point, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize real values ``x``; shape and dtype of ``x``."""
+        return self.snap(x, *self.grid(x))
+
     @property
     def _deployed_rounding(self) -> Rounding | None:
         return torch.floor if self.rounding == "floor" else None

@@ -61,9 +61,9 @@ class LSQ(LearnedScale, GridQuantizer):
             )
         self.scale_factor = scale_factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        return self.snap(x, self.scale, self.zero_point, self.gradient_factor(x))
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return scale, zero point and gradient factor in use for real values ``x``."""
+        return self.scale, self.zero_point, self.gradient_factor(x)
 
     def gradient_factor(self, x: Tensor) -> float:
         """Return what the gradient of the scale is multiplied by for real values ``x``."""

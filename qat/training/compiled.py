@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from qat.errors import ConfigError
-from qat.functional.fused import fused_kernels
+from qat.functional.fused import MOST_GRAPHS, fused_kernels
+from qat.functional.kept import kept_as_codes
+from qat.graph.captured import Captured
+from qat.graph.chains import fuse_chains
 
 CompileMode = Literal["off", "regional", "step"]
-MOST_GRAPHS = 64  # a run has a graph for each phase and width, more than torch keeps by default
 
 
 def training_forward(model: nn.Module, mode: CompileMode) -> Callable[..., Any]:
@@ -33,10 +35,24 @@ def training_forward(model: nn.Module, mode: CompileMode) -> Callable[..., Any]:
     if mode == "off":
         return model.__call__
     if mode == "regional":
-        return fused_kernels()(model.__call__)
+        return _regional(model)
     if mode != "step":
         raise ConfigError(
             f"expected compile=off, compile=regional or compile=step, got {mode!r}: correct it."
         )
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
     return torch.compile(model.forward, dynamic=False)
+
+
+def _regional(model: nn.Module) -> Callable[..., Any]:
+    """Return the forward of training with fused kernels, which keeps codes for the backward."""
+    captured = model if isinstance(model, Captured) else None
+    fused = None if captured is None else fuse_chains(captured)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with fused_kernels(), kept_as_codes():
+            if captured is None or not model.training:
+                return model(*args, **kwargs)
+            return captured.call(fused, *args, **kwargs)
+
+    return forward
