@@ -87,7 +87,7 @@ def test_everything_public_has_a_docstring_that_names_its_errors(path):
     "name",
     [
         "functional/ste",
-        "functional/affine",
+        "functional/fake_quantize",
         "quantizers/fp4",
         "quantizers/fp8",
         "quantizers/learned_bits",

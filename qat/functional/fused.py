@@ -10,27 +10,20 @@ another order.
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qat.functional.inductor import bound
 from qat.functional.kept import keep
+from qat.functional.kernels import Kernels, kernels, rebuild_codes
 from qat.functional.layout import Rows, find_rows
 
 LEAST = 2**10
 """Smaller tensors are not worth the call of a compiled function."""
-MOST_GRAPHS = 64
-"""Of one function: layouts, types, phases; torch keeps fewer by default, and then none is used."""
-_ALL_IN_ONE_LOOP = dict.fromkeys(
-    ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold"), 1000
-)
-_ON_CUDA = {"eager_numerics.division_rounding": True}  # a division there is a product otherwise
-log = logging.getLogger("qat")
 
 
 class _Switch:
@@ -66,134 +59,6 @@ class Grid(NamedTuple):
         return low, high, *(bound(value, device) for value in self.clamp)
 
 
-class Kernels(NamedTuple):
-    """Compiled functions, each for every size; scales and zero points broadcast against rows."""
-
-    snap: Callable[..., Tensor]
-    snap_and_code: Callable[..., tuple[Tensor, Tensor]]
-    rebuild: Callable[..., Tensor]
-    gradients_of_one: Callable[..., tuple[Tensor, Tensor]]
-    gradients_of_rows: Callable[..., tuple[Tensor, Tensor]]
-
-
-def _on_grid(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return whole steps from 0, between the ends."""
-    return torch.minimum(torch.maximum((x / scale).round(), low), high)
-
-
-def _snap(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return (_on_grid(x.float(), scale, low, high) * scale).to(x.dtype)
-
-
-def _snap_and_code(
-    x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    low, high, floor, ceiling = ends
-    value = x.float() if other is None else x.float() + other.float()
-    value = torch.minimum(torch.maximum(value, floor), ceiling)
-    whole = _on_grid(value, scale, low, high)
-    return (whole * scale).to(x.dtype), as_bytes(whole - low)
-
-
-def _rebuild(codes: Tensor, scale: Tensor, low: Tensor) -> Tensor:
-    return (codes.float() + low) * scale
-
-
-def as_bytes(codes: Tensor) -> Tensor:
-    """Return whole numbers from 0 to 255 as uint8; straight from float would not be vectorised."""
-    return codes.to(torch.int32).to(torch.uint8)
-
-
-def terms(
-    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient of ``x``, and what each element adds to that of its scale.
-
-    Args:
-        grad: Of the values on the grid, float32.
-        x: In front of the grid, float32.
-        scale: Grid spacing.
-        low: The lowest code, in steps from 0.
-        high: The highest code, in steps from 0.
-    """
-    steps = x / scale
-    inside, whole = (steps >= low) & (steps <= high), steps.round()
-    clipped = torch.minimum(torch.maximum(whole, low), high)
-    return grad * inside, grad * torch.where(inside, whole - steps, clipped)
-
-
-def _gradients_of_one(
-    grad: Tensor, x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    low, high, floor, ceiling = ends
-    value = x.float() if other is None else x.float() + other.float()
-    clamped = torch.minimum(torch.maximum(value, floor), ceiling)
-    moved, parts = terms(grad.float(), clamped, scale, low, high)
-    return (moved * ((value > floor) & (value < ceiling))).to(x.dtype), parts.sum()
-
-
-def _gradients_of_rows(
-    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    moved, parts = terms(grad.float(), x.float(), scale, low, high)
-    return moved.to(x.dtype), parts.sum(1, keepdim=True)
-
-
-def compile_for(device_type: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` compiled for tensors of every size.
-
-    Args:
-        device_type: ``"cpu"`` or ``"cuda"``.
-        function: Computes each element from a few others; what it uses twice is computed twice.
-    """
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS
-    options: Any = {**_ALL_IN_ONE_LOOP, **(_ON_CUDA if device_type == "cuda" else {})}
-    return torch.compile(function, dynamic=True, options=options)
-
-
-@functools.cache
-def kernels(device_type: str) -> Kernels | None:
-    """Return the compiled functions, warm, or ``None`` where nothing compiles here, and say so.
-
-    Args:
-        device_type: ``"cpu"`` or ``"cuda"``.
-    """
-    functions = (_snap, _snap_and_code, _rebuild, _gradients_of_one, _gradients_of_rows)
-    try:
-        made = Kernels(*(compile_for(device_type, f) for f in functions))
-        _warm(made, device_type)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        log.warning("fake-quantization runs uncompiled and slower: %s", reason)
-        return None
-    return made
-
-
-@torch.no_grad()
-def _warm(made: Kernels, device_type: str) -> None:
-    """Compile for large tensors: loops of functions that first see a small one stay serial.
-
-    No argument stands twice: what is compiled would then hold only for such calls.
-    """
-    x, grad = (torch.zeros(2**20, device=device_type) for _ in range(2))
-    scale, *ends = (
-        torch.full((), value, device=device_type) for value in (1.0, 0.0, 1.0, 0.0, 9.0)
-    )
-    _, codes = made.snap_and_code(x, None, scale, tuple(ends))
-    made.rebuild(codes, scale, ends[0])
-    made.gradients_of_one(grad, x, None, scale, tuple(ends))
-    x, grad = x.view(256, -1), grad.view(256, -1)
-    rows = [torch.full((256, 1), value, device=device_type) for value in (1.0, 0.0, 1.0)]
-    made.snap(x, *rows)
-    made.gradients_of_rows(grad, x, *rows)
-
-
-@functools.cache
-def bound(code: float, device: torch.device) -> Tensor:
-    """Return the end of a grid as the tensor that kernels take, so that no width is compiled in."""
-    return torch.tensor(float(code), device=device)
-
-
 class _FusedOne(torch.autograd.Function):
     """One scale; something may be added in front, and a clamp may follow it."""
 
@@ -207,7 +72,7 @@ class _FusedOne(torch.autograd.Function):
         values, codes = made.snap_and_code(rows.split(x), second, spacing, ends)
         y = rows.join(values)
         if grid.high - grid.low <= 255:
-            y = keep(y, codes, lambda c: rows.join(made.rebuild(c, spacing, ends[0]).to(dtype)))
+            y = keep(y, codes, lambda c: rows.join(rebuild_codes(c, spacing, ends[0]).to(dtype)))
         ctx.save_for_backward(x, other, scale)
         ctx.how, ctx.ends = how, ends
         return y

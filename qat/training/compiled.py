@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qat.errors import ConfigError
-from qat.functional.fused import MOST_GRAPHS, fused_kernels
+from qat.functional.fused import fused_kernels
+from qat.functional.inductor import MOST_GRAPHS
 from qat.functional.kept import kept_as_codes
 from qat.graph.captured import Captured
 from qat.graph.chains import fuse_chains

@@ -7,7 +7,8 @@ import torch
 
 from qat.functional import fused
 from qat.functional.fake_quantize import fake_quantize
-from qat.functional.fused import fused_kernels, kernels
+from qat.functional.fused import fused_kernels
+from qat.functional.kernels import kernels
 from qat.functional.layout import find_rows
 from qat.spec import QuantSpec
 
