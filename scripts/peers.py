@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,8 +48,26 @@ def plain_lsq(model: nn.Module, weight_bits: int, activation_bits: int, data: Ar
 
 def pt2e(model: nn.Module, weight_bits: int, activation_bits: int, data: ArraysData) -> Peer:
     """Prepare with torchao's PT2E and its XNNPACK annotations, weights per channel."""
-    import torch
     from torchao.quantization.pt2e import move_exported_model_to_eval
+
+    example, bits = data.calibration_batches(1)[0], (weight_bits, activation_bits)
+    return Peer(
+        prepare_pt2e(model, example, bits, ("conv1", "linear")), move_exported_model_to_eval
+    )
+
+
+def prepare_pt2e(
+    model: nn.Module, example: Tensor, bits: tuple[int, int], ends: Sequence[str]
+) -> nn.Module:
+    """Return ``model`` exported and prepared by PT2E.
+
+    Args:
+        model: The float model.
+        example: A batch.
+        bits: Of weights and activations.
+        ends: Names of modules that have 8 bits.
+    """
+    import torch
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     from torchao.testing.pt2e._xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -66,13 +84,12 @@ def pt2e(model: nn.Module, weight_bits: int, activation_bits: int, data: ArraysD
             weight_qmax=2 ** (weight - 1) - 1,
         )
 
-    quantizer = XNNPACKQuantizer().set_global(config(weight_bits, activation_bits))
-    for name in ("conv1", "linear"):
+    quantizer = XNNPACKQuantizer().set_global(config(*bits))
+    for name in ends:
         quantizer.set_module_name(name, config(8, 8))
-    example = (data.calibration_batches(1)[0],)
-    batch = {"x": {0: torch.export.Dim("batch", min=2)}}
-    exported = torch.export.export(model.train(), example, dynamic_shapes=batch).module()
-    return Peer(prepare_qat_pt2e(exported, quantizer), move_exported_model_to_eval)
+    batch = ({0: torch.export.Dim("batch", min=2)},)
+    exported = torch.export.export(model.train(), (example,), dynamic_shapes=batch)
+    return prepare_qat_pt2e(exported.module(), quantizer)
 
 
 METHODS: dict[str, Callable[..., Peer]] = {"lsq": plain_lsq, "pt2e": pt2e}

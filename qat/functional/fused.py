@@ -59,23 +59,31 @@ class Grid(NamedTuple):
         return low, high, *(bound(value, device) for value in self.clamp)
 
 
+How = tuple[Grid, Rows, Kernels]
+
+
+def _coded(values: Tensor, codes: Tensor, spacing: Tensor, low: Tensor, how: How) -> Tensor:
+    """Return ``values`` as a tensor that backwards may keep as ``codes``."""
+    (grid, rows, _), dtype = how, values.dtype
+    if grid.high - grid.low > 255:
+        return rows.join(values)
+    return keep(
+        rows.join(values), codes, lambda c: rows.join(rebuild_codes(c, spacing, low).to(dtype))
+    )
+
+
 class _FusedOne(torch.autograd.Function):
     """One scale; something may be added in front, and a clamp may follow it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, how: tuple[Grid, Rows, Kernels], x: Tensor, other: Tensor | None, scale: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, how: How, x: Tensor, other: Tensor | None, scale: Tensor) -> Tensor:
         grid, rows, made = how
-        spacing, ends, dtype = scale.detach().reshape(()), grid.ends(scale.device), x.dtype
+        spacing, ends = scale.detach().reshape(()), grid.ends(scale.device)
         second = None if other is None else rows.split(other)
-        values, codes = made.snap_and_code(rows.split(x), second, spacing, ends)
-        y = rows.join(values)
-        if grid.high - grid.low <= 255:
-            y = keep(y, codes, lambda c: rows.join(rebuild_codes(c, spacing, ends[0]).to(dtype)))
+        values, codes = made.snap_one(rows.split(x), second, spacing, ends)
         ctx.save_for_backward(x, other, scale)
         ctx.how, ctx.ends = how, ends
-        return y
+        return _coded(values, codes, spacing, ends[0], how)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -93,12 +101,14 @@ class _FusedRows(torch.autograd.Function):
     """A scale for each row."""
 
     @staticmethod
-    def forward(ctx: Any, how: tuple[Grid, Rows, Kernels], x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, how: How, x: Tensor, scale: Tensor) -> Tensor:
         grid, rows, made = how
         ends = [end.reshape(-1, 1) for end in grid.ends(scale.device)[:2]]
         ctx.save_for_backward(x, scale)
         ctx.how, ctx.ends = how, ends
-        return rows.join(made.snap(rows.split(x), scale.detach().reshape(-1, 1), *ends))
+        spacing = scale.detach().reshape(-1, 1)
+        values, codes = made.snap_rows(rows.split(x), spacing, *ends)
+        return _coded(values, codes, spacing, ends[0], how)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

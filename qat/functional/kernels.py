@@ -18,8 +18,8 @@ log = logging.getLogger("qat")
 class Kernels(NamedTuple):
     """Compiled functions, each for every size; scales and zero points broadcast against rows."""
 
-    snap: Callable[..., Tensor]
-    snap_and_code: Callable[..., tuple[Tensor, Tensor]]
+    snap_one: Callable[..., tuple[Tensor, Tensor]]
+    snap_rows: Callable[..., tuple[Tensor, Tensor]]
     rebuild: Callable[..., Tensor]
     gradients_of_one: Callable[..., tuple[Tensor, Tensor]]
     gradients_of_rows: Callable[..., tuple[Tensor, Tensor]]
@@ -30,17 +30,18 @@ def on_grid(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum((x / scale).round(), low), high)
 
 
-def _snap(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return (on_grid(x.float(), scale, low, high) * scale).to(x.dtype)
-
-
-def _snap_and_code(
+def _snap_one(
     x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     low, high, floor, ceiling = ends
     value = x.float() if other is None else x.float() + other.float()
     value = torch.minimum(torch.maximum(value, floor), ceiling)
     whole = on_grid(value, scale, low, high)
+    return (whole * scale).to(x.dtype), as_bytes(whole - low)
+
+
+def _snap_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    whole = on_grid(x.float(), scale, low, high)
     return (whole * scale).to(x.dtype), as_bytes(whole - low)
 
 
@@ -90,7 +91,7 @@ def kernels(device_type: str) -> Kernels | None:
     Args:
         device_type: ``"cpu"`` or ``"cuda"``.
     """
-    functions = (_snap, _snap_and_code, _rebuild, _gradients_of_one, _gradients_of_rows)
+    functions = (_snap_one, _snap_rows, _rebuild, _gradients_of_one, _gradients_of_rows)
     try:
         made = Kernels(*(compile_for(device_type, f) for f in functions))
         _warm(made, device_type)
@@ -111,22 +112,23 @@ def _warm(made: Kernels, device_type: str) -> None:
     scale, *ends = (
         torch.full((), value, device=device_type) for value in (1.0, 0.0, 1.0, 0.0, 9.0)
     )
-    _, codes = made.snap_and_code(x, None, scale, tuple(ends))
+    _, codes = made.snap_one(x, None, scale, tuple(ends))
     made.rebuild(codes, scale, ends[0])
     made.gradients_of_one(grad, x, None, scale, tuple(ends))
     x, grad = x.view(256, -1), grad.view(256, -1)
     rows = [torch.full((256, 1), value, device=device_type) for value in (1.0, 0.0, 1.0)]
-    made.snap(x, *rows)
+    _, codes = made.snap_rows(x, *rows)
+    made.rebuild(codes, *rows[:2])
     made.gradients_of_rows(grad, x, *rows)
 
 
 def rebuild_codes(codes: Tensor, scale: Tensor, low: Tensor) -> Tensor:
-    """Return the values that codes stand for, float32 ``(N,)``.
+    """Return the values that codes stand for, float32, of the same shape.
 
     Args:
-        codes: uint8, counted from the lowest, ``(N,)``.
-        scale: Grid spacing, shape ``()``.
-        low: The lowest code, in steps from 0, shape ``()``.
+        codes: uint8, counted from the lowest, ``(N,)`` or ``(R, B)``.
+        scale: Grid spacing, shape ``()`` or ``(R, 1)``.
+        low: The lowest code, in steps from 0, shape of ``scale``.
     """
     made = kernels(codes.device.type)
     assert made is not None

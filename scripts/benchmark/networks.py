@@ -1,0 +1,170 @@
+"""The networks of the training benchmarks, and a training step of each in every mode."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SCRIPTS = Path(__file__).parents[1]
+
+
+class Network(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        build: Makes the float model.
+        batch: Samples in a step.
+        size: Height and width of an image.
+    """
+
+    build: Callable[[], nn.Module]
+    batch: int
+    size: int
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    return getattr(torchvision.models, name)(num_classes=10)
+
+
+def _cifar_stem() -> nn.Module:
+    from qat.models import build
+
+    return build("resnet18_cifar", 10)
+
+
+def _vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(64, 8, 6, 3, 192, 768, num_classes=10)
+
+
+NETWORKS = {
+    "resnet18_cifar": Network(_cifar_stem, 64, 32),
+    "resnet18": Network(lambda: _torchvision("resnet18"), 16, 64),
+    "mobilenet_v2": Network(lambda: _torchvision("mobilenet_v2"), 16, 64),
+    "vit": Network(_vit, 16, 64),
+}
+Step = Callable[[], None]
+
+
+def prepared(model: nn.Module, x: Tensor) -> Any:
+    """Return ``model`` with learned scales of 8 bits on weights and activations, calibrated."""
+    import torch
+
+    from qat.fake_quant import Phase, fake_quants
+    from qat.graph.insert import prepare
+    from qat.spec import Rule, Scheme
+
+    weight = {"bits": 8, "axis": 0, "quantizer": "lsq", "observer": "min_max"}
+    activation = {"bits": 8, "quantizer": "lsq", "observer": "min_max"}
+    captured, _ = prepare(model, Scheme("w8a8", {"all": Rule("*", weight, activation)}), x[:2])
+    captured.train()
+    for phase in (Phase.OBSERVE, Phase.QUANTIZE):
+        for fake_quant in fake_quants(captured):
+            fake_quant.set_phase(phase)
+        if phase is Phase.OBSERVE:
+            with torch.no_grad():
+                captured(x)
+            for fake_quant in fake_quants(captured):
+                fake_quant.finish_calibration()
+    return captured
+
+
+def _float(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+    del x
+    return model, model
+
+
+def _float_compiled(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+    import torch
+
+    del x
+    return model, torch.compile(model, dynamic=False)
+
+
+def _ours(compile_mode: Any, *, channels_last: bool = True) -> Callable[..., Any]:
+    def make(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+        import torch
+
+        from qat.training.compiled import training_forward
+
+        captured = prepared(model, x)
+        if channels_last:
+            captured.to(memory_format=torch.channels_last)
+        return captured, training_forward(captured, compile_mode)
+
+    return make
+
+
+def _lsq(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+    import torch
+
+    sys.path.insert(0, str(SCRIPTS))
+    from lsq_layers import quantize_layers
+
+    quantize_layers(model, 8, 8)
+    with torch.no_grad():
+        model(x)
+    return model, model
+
+
+def _pt2e(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+    sys.path.insert(0, str(SCRIPTS))
+    from peers import prepare_pt2e
+
+    made = prepare_pt2e(model, x, (8, 8), ())
+    return made, made
+
+
+MODES: dict[str, Callable[[nn.Module, Tensor], tuple[nn.Module, Callable[..., Any]]]] = {
+    "float": _float,
+    "float compiled": _float_compiled,
+    "qat off": _ours("off", channels_last=False),
+    "qat regional": _ours("regional"),
+    "qat step": _ours("step"),
+    "LSQ by hand": _lsq,
+    "torchao PT2E": _pt2e,
+}
+NEEDS = {"torchao PT2E": "torchao"}
+
+
+def runs_here(mode: str) -> bool:
+    """Return whether what ``mode`` needs is installed."""
+    return mode not in NEEDS or importlib.util.find_spec(NEEDS[mode]) is not None
+
+
+def make_step(network: str, mode: str, device: str) -> Step:
+    """Return a training step: forward, backward and SGD on one batch of noise.
+
+    Args:
+        network: A name in ``NETWORKS``.
+        mode: A name in ``MODES``.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    made = NETWORKS[network]
+    x = torch.randn(made.batch, 3, made.size, made.size, device=device)
+    y = torch.arange(made.batch, device=device) % 10
+    model, forward = MODES[mode](deepcopy(made.build()).to(device).train(), x)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(forward(x), y).backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step

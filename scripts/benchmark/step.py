@@ -1,0 +1,77 @@
+"""Time of a training step: float, ours in every mode, and others, in turns.
+
+A ratio is that of a round's medians: its median and quartiles over rounds. All quantized modes have
+8-bit weights and activations; ours and LSQ by hand learn their scales.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+EPILOG = """
+examples:
+  python scripts/benchmark/step.py
+  python scripts/benchmark/step.py --networks vit --modes "float,qat regional" --json found.json
+"""
+
+
+def measure(network: str, modes: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
+    """Return a row for each mode of one network."""
+    from networks import make_step
+    from rounds import compare, medians, turns
+
+    steps = {mode: make_step(network, mode, device) for mode in modes}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    times: dict[str, list[list[float]]] = {mode: [] for mode in modes}
+    for _, mode in turns(modes, rounds):
+        calls = []
+        for _ in range(2):
+            began = time.perf_counter()
+            steps[mode]()
+            calls.append(time.perf_counter() - began)
+        times[mode].append(calls)
+    rows = []
+    for mode in modes:
+        row: dict[str, Any] = {"network": network, "mode": mode}
+        row["median_ms"] = 1e3 * sorted(medians(times[mode]))[rounds // 2]
+        for key, reference in (
+            ("ratio_to_float", "float"),
+            ("ratio_to_float_compiled", "float compiled"),
+        ):
+            if reference in times:
+                ratio = compare(times[mode], times[reference])
+                row[key], row[f"{key}_quartiles"] = ratio.median, [ratio.low, ratio.high]
+        rows.append(row)
+    return rows
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure every network and show the rows."""
+    import torch
+    from networks import MODES, NETWORKS, runs_here
+    from training_rows import finish
+
+    torch.set_num_threads(options.threads)
+    networks = options.networks or list(NETWORKS)
+    modes = [m for m in options.modes or list(MODES) if runs_here(m)]
+    rows = [row for n in networks for row in measure(n, modes, options.rounds, options.device)]
+    return finish("step", rows, options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    from training_rows import parse
+
+    options = parse(argv, __doc__, EPILOG)
+    from qat.cli import guard
+
+    return guard(lambda: run(options), show_traceback=options.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Arguments and tables of the training benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    "step": ("network", "mode", "median_ms", "ratio_to_float", "ratio_to_float_compiled"),
+    "memory": ("network", "mode", "peak_bytes", "memory_ratio"),
+}
+
+
+def parse(argv: list[str] | None, text: str | None, epilog: str) -> argparse.Namespace:
+    """Return the checked arguments of a training benchmark."""
+    parser = argparse.ArgumentParser(
+        description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    from machine import usable_cores
+
+    parser.add_argument("--networks", type=_names, metavar="A,B", help="default: all")
+    parser.add_argument("--modes", type=_names, metavar="A,B", help="default: all")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each mode (default: 8)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="a page with this one's marks")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser.parse_args(argv)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def to_markdown(kind: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return what was measured on and a table of the rows."""
+    import machine
+
+    found = machine.describe(options.threads, [])
+    columns = [c for c in COLUMNS[kind] if any(c in row for row in rows)]
+    machine_line = (
+        f"{found['processor']}, {options.threads} of {found['cores']} cores, {options.device}; "
+        f"torch {found['versions']['torch']}; {time.strftime('%Y-%m-%d')}"
+    )
+    lines = [
+        machine_line,
+        "",
+        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|" + " --- |" * len(columns),
+    ]
+    lines += ["| " + " | ".join(_cell(row, c) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, float):
+        text = f"{value:.2f}" if column != "median_ms" else f"{value:.0f}"
+        spread = row.get(f"{column}_quartiles")
+        return text if spread is None else f"{text} [{spread[0]:.2f}, {spread[1]:.2f}]"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def finish(kind: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> int:
+    """Print the rows, write them where the options say, and return the exit status."""
+    text = to_markdown(kind, rows, options)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.into is not None:
+        options.into.write_text(fill(options.into.read_text(), kind, text))
+    return 0
+
+
+def fill(page: str, kind: str, text: str) -> str:
+    """Return ``page`` with ``text`` between the marks of ``kind``.
+
+    Raises:
+        ConfigError: If the page does not have them.
+    """
+    from qat.errors import ConfigError
+
+    start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+    if start not in page or end not in page:
+        raise ConfigError(f"expected {start} and {end} in the page, got neither: add them.")
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}"

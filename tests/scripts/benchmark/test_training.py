@@ -1,0 +1,59 @@
+"""The training benchmarks on a tiny network: rows, ratios and pages; never how long it took."""
+
+import json
+import sys
+from importlib import import_module
+
+import pytest
+from torch import nn
+
+PAGE = "# Page\n\n<!-- step -->\nold\n<!-- /step -->\nend\n"
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    networks = import_module("networks")
+    monkeypatch.setattr(networks, "NETWORKS", {"tiny": networks.Network(Tiny, 4, 12)})
+
+
+def test_rows_of_steps(tiny, tmp_path, capsys):
+    del tiny
+    page, target = tmp_path / "page.md", tmp_path / "rows.json"
+    page.write_text(PAGE)
+    modes = "float,qat off,qat regional,LSQ by hand"
+    arguments = ["--modes", modes, "--rounds", "2", "--threads", "1"]
+    main = import_module("step").main
+    assert main([*arguments, "--json", str(target), "--into", str(page)]) == 0
+    rows = json.loads(target.read_text())
+    assert [row["mode"] for row in rows] == modes.split(",")
+    assert rows[0]["ratio_to_float"] == 1.0
+    assert all(row["median_ms"] > 0 and "ratio_to_float_compiled" not in row for row in rows)
+    text = page.read_text()
+    assert "old" not in text
+    assert text.count("| tiny |") == 4
+    assert "| tiny | qat regional |" in capsys.readouterr().out
+
+
+def test_a_page_without_marks_is_refused(tiny, tmp_path, capsys):
+    del tiny
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    arguments = ["--modes", "float", "--rounds", "2", "--threads", "1", "--into", str(page)]
+    with pytest.raises(SystemExit, match="1"):
+        import_module("step").main(arguments)
+    assert "expected <!-- step --> and <!-- /step --> in the page" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_the_peak_of_a_step_is_more_than_what_it_keeps(tiny):
+    del tiny
+    assert import_module("memory").peak("tiny", "float", "cpu") >= 0
