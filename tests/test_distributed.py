@@ -6,7 +6,8 @@ import torch
 
 from tests.runs import SMALL, train
 
-# Few steps, a small rate, no teacher: float32 sums in another order grow with every step.
+# Few steps, a small rate, no teacher: float32 sums in another order grow with every step. Nothing
+# is compiled, since batch-norms over two processes are not fused.
 FEW = [
     *SMALL,
     "distillation=none",

@@ -8,6 +8,7 @@ import torch
 
 from tests.runs import SMALL, train
 
+FUSED = ["compile=regional"]
 EVERY_STEP = "+callbacks.last.every_n_train_steps=1"
 STEPS = {"float": 5, "quantize": 13, "fold": 25}  # 9 batches an epoch: 9 float, 18 quantized
 
@@ -20,7 +21,7 @@ def only_run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = train(folder, *SMALL, EVERY_STEP.lstrip("+"))
+    done = train(folder, *SMALL, *FUSED, EVERY_STEP.lstrip("+"))
     assert done.returncode == 0, done.stderr
     return only_run(folder)
 
@@ -28,7 +29,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("phase", STEPS)
 def test_killed_and_resumed_is_bit_identical(phase, whole, tmp_path):
     kill = f"{{_target_: tests.runs.KillAt, step: {STEPS[phase]}, mark: '{tmp_path}/mark'}}"
-    command = [*SMALL, EVERY_STEP.lstrip("+"), f"+callbacks.kill={kill}"]
+    command = [*SMALL, *FUSED, EVERY_STEP.lstrip("+"), f"+callbacks.kill={kill}"]
     died = train(tmp_path, *command)
     assert died.returncode == -9, died.stderr
     saved = torch.load(only_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
@@ -55,7 +56,7 @@ def check_equal(whole: Path, resumed: Path) -> None:
 
 def test_resuming_a_finished_run_repeats_its_artifact(whole):
     before = (whole / "model.onnx").read_bytes()
-    done = train(whole.parents[2], *SMALL, "ckpt_path=last")
+    done = train(whole.parents[2], *SMALL, *FUSED, "ckpt_path=last")
     assert done.returncode == 0, done.stderr
     assert only_run(whole.parents[2]) == whole
     assert (whole / "model.onnx").read_bytes() == before

@@ -25,6 +25,7 @@ SHORT = (
     "callbacks.learning_rate=null",
     "callbacks.progress=null",
     "trainer.accelerator=cpu",
+    "compile=off",
 )
 
 
