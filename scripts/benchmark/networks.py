@@ -54,6 +54,7 @@ NETWORKS = {
     "vit": Network(_vit, 16, 64),
 }
 Step = Callable[[], None]
+LEARNED = {"bits": 8, "quantizer": "lsq", "observer": "min_max"}
 
 
 def prepared(model: nn.Module, x: Tensor) -> Any:
@@ -64,9 +65,8 @@ def prepared(model: nn.Module, x: Tensor) -> Any:
     from qat.graph.insert import prepare
     from qat.spec import Rule, Scheme
 
-    weight = {"bits": 8, "axis": 0, "quantizer": "lsq", "observer": "min_max"}
-    activation = {"bits": 8, "quantizer": "lsq", "observer": "min_max"}
-    captured, _ = prepare(model, Scheme("w8a8", {"all": Rule("*", weight, activation)}), x[:2])
+    weight = {**LEARNED, "axis": 0, "narrow": True}
+    captured, _ = prepare(model, Scheme("w8a8", {"all": Rule("*", weight, LEARNED)}), x[:2])
     captured.train()
     for phase in (Phase.OBSERVE, Phase.QUANTIZE):
         for fake_quant in fake_quants(captured):
