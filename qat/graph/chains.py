@@ -5,9 +5,11 @@ Only what runs in training changes: the captured model keeps its graphs, and exp
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -114,7 +116,7 @@ def _find(node: fx.Node, modules: dict[str, nn.Module]) -> _Found | None:
         return None
     first, activation = node, ("", None)
     source = _only_source(node)
-    if source is not None and op_name(source, modules) in CLAMPS:
+    if source is not None and op_name(source, modules) in CLAMPS and not _changes(source):
         module = modules[str(source.target)] if source.op == "call_module" else None
         first, activation = source, (op_name(source, modules), module)
         source = _only_source(source)
@@ -137,12 +139,17 @@ def _only_source(node: fx.Node) -> fx.Node | None:
     return sources[0] if len(sources) == 1 and len(sources[0].users) == 1 else None
 
 
+def _changes(node: fx.Node) -> bool:
+    """Whether ``node`` may change, in place, what other nodes read, too."""
+    return node.target not in (operator.add, torch.add, "add") and len(node.args[0].users) > 1  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+
 def _addends(node: fx.Node, modules: dict[str, nn.Module]) -> list[tuple[fx.Node, fx.Node]] | None:
     """Return the two tensors that ``node`` adds, in both orders."""
     if op_name(node, modules) != "add" or len(node.args) != 2 or node.kwargs:
         return None
     a, b = node.args
-    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a is b:
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a is b or _changes(node):
         return None
     return [(a, b), (b, a)]
 

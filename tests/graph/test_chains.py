@@ -131,6 +131,31 @@ def test_what_somebody_looks_at_is_computed_part_by_part(x):
     assert len(seen) == 1
 
 
+class InPlace(nn.Module):
+    """A ReLU and an addition change what is read once more behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        y = self.one(x)
+        z = self.two(self.relu(y))
+        w = self.head(y)
+        y += z
+        return (self.head(y) + w).mean((2, 3))
+
+
+def test_what_is_changed_in_place_is_left_alone(x):
+    torch.manual_seed(0)
+    scheme = make_scheme(8, 8, weight=LEARNED, activation=LEARNED)
+    model, _ = prepare(InPlace(), scheme, x)
+    calibrate(model, x)
+    model.train()
+    assert torch.equal(training_forward(model, "regional")(x), model(x))
+
+
 def kept_bytes(model, x, forward, pack):
     """Bytes that the backward keeps, a tensor that several operations keep counted once."""
     found = {}
