@@ -30,14 +30,18 @@ def on_grid(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum((x / scale).round(), low), high)
 
 
+def _clamped(x: Tensor, other: Tensor | None, ends: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return what lies in front of the clamp, and behind it."""
+    value = x.float() if other is None else x.float() + other.float()
+    return value, torch.minimum(torch.maximum(value, ends[2]), ends[3])
+
+
 def _snap_one(
     x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    low, high, floor, ceiling = ends
-    value = x.float() if other is None else x.float() + other.float()
-    value = torch.minimum(torch.maximum(value, floor), ceiling)
-    whole = on_grid(value, scale, low, high)
-    return (whole * scale).to(x.dtype), as_bytes(whole - low)
+    _, value = _clamped(x, other, ends)
+    whole = on_grid(value, scale, *ends[:2])
+    return (whole * scale).to(x.dtype), as_bytes(whole - ends[0])
 
 
 def _snap_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +75,7 @@ def _gradients_of_one(
     grad: Tensor, x: Tensor, other: Tensor | None, scale: Tensor, ends: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     low, high, floor, ceiling = ends
-    value = x.float() if other is None else x.float() + other.float()
-    clamped = torch.minimum(torch.maximum(value, floor), ceiling)
+    value, clamped = _clamped(x, other, ends)
     moved, parts = terms(grad.float(), clamped, scale, low, high)
     return (moved * ((value > floor) & (value < ceiling))).to(x.dtype), parts.sum()
 

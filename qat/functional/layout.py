@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def _with_strides(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return ``x`` without its history, copied only if its strides are others."""
+    x = x.detach()
+    if x.stride() == strides:
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
 class Rows(NamedTuple):
     """How to see a tensor, and others of the same layout, as rows ``(R, B)`` or one row ``(N,)``.
 
@@ -25,9 +33,7 @@ class Rows(NamedTuple):
 
     def split(self, x: Tensor) -> Tensor:
         """Return the elements of ``x`` as rows; a view, unless its strides are others."""
-        if x.stride() != self.strides:
-            x = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device).copy_(x)
-        return x.detach().permute(self.order).reshape(self.shape)
+        return _with_strides(x, self.strides).permute(self.order).reshape(self.shape)
 
     def join(self, rows: Tensor) -> Tensor:
         """Return ``rows`` in the shape of the tensor; a view."""
@@ -48,11 +54,7 @@ class Images(NamedTuple):
 
     def split(self, x: Tensor) -> Tensor:
         """Return ``x`` with its pixels on one axis; a view, unless its strides are others."""
-        x = x.detach()
-        if x.stride() != self.like.stride():
-            x = torch.empty_strided(
-                x.shape, self.like.stride(), dtype=x.dtype, device=x.device
-            ).copy_(x)
+        x = _with_strides(x, self.like.stride())
         return x.flatten(2) if self.axis == 2 else x.permute(0, 2, 3, 1).flatten(1, 2)
 
     def join(self, pixels: Tensor) -> Tensor:

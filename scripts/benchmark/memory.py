@@ -39,9 +39,9 @@ def peak(network: str, mode: str, device: str) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    found = []
+    library, found = ctypes.CDLL("libc.so.6"), []
     for _ in range(3):
+        library.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
         step()
@@ -93,12 +93,9 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    from training_rows import parse
+    from training_rows import run_guarded
 
-    options = parse(argv, __doc__, EPILOG)
-    from qat.cli import guard
-
-    return guard(lambda: run(options), show_traceback=options.traceback)
+    return run_guarded(run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

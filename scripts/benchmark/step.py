@@ -65,12 +65,9 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    from training_rows import parse
+    from training_rows import run_guarded
 
-    options = parse(argv, __doc__, EPILOG)
-    from qat.cli import guard
-
-    return guard(lambda: run(options), show_traceback=options.traceback)
+    return run_guarded(run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

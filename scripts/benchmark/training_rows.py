@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def parse(argv: list[str] | None, text: str | None, epilog: str) -> argparse.Nam
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_args(argv)
+
+
+def run_guarded(
+    run: Callable[[argparse.Namespace], int], argv: list[str] | None, text: str | None, epilog: str
+) -> int:
+    """Parse the arguments and run; a mistake ends in one sentence."""
+    options = parse(argv, text, epilog)
+    from qat.cli import guard
+
+    return guard(lambda: run(options), show_traceback=options.traceback)
 
 
 def _names(text: str) -> list[str]:
