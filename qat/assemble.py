@@ -159,7 +159,16 @@ def set_up(config: Config) -> Setup:
 
 
 def make_task(setup: Setup, config: Config) -> QATTask:
-    """Build the LightningModule of a run; its model moves to the memory format of the config."""
+    """Build the LightningModule of a run; its model moves to the memory format of the config.
+
+    Raises:
+        ConfigError: If ``channels_last`` or ``compile`` is another word.
+    """
+    if not isinstance(config["channels_last"], bool):
+        raise ConfigError(
+            f"expected channels_last=true or channels_last=false, got {config['channels_last']!r}: "
+            "correct it."
+        )
     if config["channels_last"]:
         setup.captured.to(memory_format=torch.channels_last)
     optimizer = config["optimizer"]

@@ -46,6 +46,8 @@ def fails(arguments, folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([*DIGITS, "channels_last=perhaps"], ["channels_last=true", "got 'perhaps'", "correct"]),
+        ([*DIGITS, "compile=regionl"], ["compile=regional or compile=step", "'regionl'"]),
         (["recipe=resnet_w4a9"], ["recipe", "'resnet_w4a9'", "did you mean", "resnet_w4a8"]),
         (["model=resnet21"], ["model", "'resnet21'", "did you mean"]),
         (["data=digit"], ["data", "'digit'", "did you mean", "digits"]),
