@@ -149,7 +149,8 @@ class Rule:
     Args:
         match: Glob patterns on site names, or ``@tag``; alternatives are separated by ``|``.
             Tags: an op's name (``@conv2d``), ``@first`` and ``@last`` (that layer's weight and
-            its input), ``@input`` (the model's inputs), ``@to:add`` (whatever an add reads).
+            its input), ``@input`` (the model's inputs), ``@to:add`` (whatever an add reads, apart
+            from layers that read the same in fewer bits).
         weight: Fields of ``QuantSpec`` plus ``quantizer`` and ``observer`` to set on weights,
             ``"float"`` to leave them alone, ``None`` to change nothing.
         activation: The same for activations; ``signed="auto"`` lets the producing op decide.

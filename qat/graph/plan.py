@@ -123,6 +123,19 @@ class FloatOp:
     reason: str
 
 
+@dataclass(frozen=True)
+class Branch:
+    """Where a tensor that is codes already is quantized once more, for some of its readers.
+
+    Attributes:
+        site: The activation site whose fake-quant stands there.
+        readers: Names of the nodes that read behind it.
+    """
+
+    site: str
+    readers: tuple[str, ...]
+
+
 @dataclass
 class Plan:
     """A scheme applied to one graph; a value that can be printed, saved and compared.
@@ -132,6 +145,7 @@ class Plan:
         weights: Layer name to site.
         activations: Site name to site.
         placements: Mode to node name to the activation site whose fake-quant stands behind it.
+        branches: Mode to node name to what layers read of it in fewer bits than additions.
         batch_norms: Names of all batch-norms that can be frozen.
         floats: What stays float.
         macs: Multiply-accumulates of the whole model for one sample.
@@ -141,6 +155,7 @@ class Plan:
     weights: dict[str, WeightSite] = field(default_factory=dict)
     activations: dict[str, ActivationSite] = field(default_factory=dict)
     placements: dict[str, dict[str, str]] = field(default_factory=dict)
+    branches: dict[str, dict[str, Branch]] = field(default_factory=dict)
     batch_norms: list[str] = field(default_factory=list)
     floats: list[FloatOp] = field(default_factory=list)
     macs: int = 0

@@ -12,6 +12,7 @@ from qat.graph.floats import float_ops
 from qat.graph.op_names import module_name
 from qat.graph.ops import LAYERS
 from qat.graph.plan import ActivationSite, Plan, WeightSite
+from qat.graph.residual import branch_off, by_kind
 from qat.graph.rules import Rules, batch_norm_mode, make_format, weight_format, weight_shape
 from qat.graph.sites import Group, Sites, is_foldable
 from qat.graph.views import display_name
@@ -46,18 +47,18 @@ def _plan_graph(plan: Plan, rules: Rules, sites: Sites, mode: str) -> None:
     ends = {layers[0]: "first", layers[-1]: "last"} if layers else {}
     both = layers[0] if len(layers) == 1 else None
     tags_of = {n: {t for t in (ends.get(n), "first" if n is both else None) if t} for n in layers}
-    placed: dict[str, str] = {}
+    placed = plan.placements[mode] = {}
+    branches = plan.branches[mode] = {}
     site_of: dict[fx.Node, str] = {}
     for root, group in groups.items():
-        tags = {sites.ops[n] for n in group.producers}
-        tags |= {f"to:{sites.ops[n]}" for n in group.readers}
-        tags = tags.union(*(tags_of.get(n, set()) for n in group.readers))
-        site = _activation_site(rules, group, frozenset(tags), sites)
-        if site is not None and (mode == "eval" or site.name in plan.activations):
-            plan.activations.setdefault(site.name, site)
-            site_of[root] = site.name
-            placed.update({n.name: site.name for n in group.producers})
-    plan.placements[mode] = placed
+        found = _activation_sites(rules, group, tags_of, sites)
+        found = [s for s in found if mode == "eval" or s.name in plan.activations]
+        plan.activations.update({s.name: plan.activations.get(s.name, s) for s in found})
+        if found:
+            placed.update({n.name: found[0].name for n in group.producers})
+            site_of[root] = found[-1].name
+        if len(found) > 1:
+            branches.update(branch_off(sites, group, found[-1].name))
     for node in sites.weighted():
         tags = frozenset({sites.ops[node], *tags_of.get(node, set())})
         site = _weight_site(rules, node, tags, sites, site_of)
@@ -108,8 +109,27 @@ def _merge(known: WeightSite | None, site: WeightSite, mode: str) -> WeightSite:
     return replace(known, source=source, batch_norm=norm, macs=macs)
 
 
+def _activation_sites(
+    rules: Rules, group: Group, tags_of: dict[fx.Node, set[str]], sites: Sites
+) -> list[ActivationSite]:
+    """Return the site of a group; two, wide one first, where layers read fewer bits than sums."""
+
+    def plan(readers: list[fx.Node], name: str) -> ActivationSite | None:
+        tags = {sites.ops[n] for n in group.producers} | {f"to:{sites.ops[n]}" for n in readers}
+        tags = tags.union(*(tags_of.get(n, set()) for n in readers))
+        return _activation_site(rules, group, frozenset(tags), sites, name)
+
+    residual, layers = by_kind(sites, group)
+    if residual and layers:
+        wide, narrow = plan(residual, sites.residual_name(group)), plan(layers, group.name)
+        if wide and narrow and wide.format.spec.bits > narrow.format.spec.bits:
+            return [wide, narrow]
+    whole = plan(group.readers, group.name)
+    return [] if whole is None else [whole]
+
+
 def _activation_site(
-    rules: Rules, group: Group, tags: frozenset[str], sites: Sites
+    rules: Rules, group: Group, tags: frozenset[str], sites: Sites, name: str
 ) -> ActivationSite | None:
     patch = rules.patch(group.name, tags, "activation")
     if patch is None:
@@ -119,10 +139,10 @@ def _activation_site(
     if not patch["signed"]:
         patch["narrow"] = False
     producer = group.producers[0]
-    format_ = make_format(group.name, patch)
+    format_ = make_format(name, patch)
     if format_.spec.axis is not None:
-        raise SpecError(f"expected one scale for activation '{group.name}', got axis: drop axis.")
-    return ActivationSite(group.name, sites.ops[producer], producer.meta["shape"], format_)
+        raise SpecError(f"expected one scale for activation '{name}', got axis: drop axis.")
+    return ActivationSite(name, sites.ops[producer], producer.meta["shape"], format_)
 
 
 def _weight_site(

@@ -108,6 +108,10 @@ class Sites:
         """Return the inputs of ``node`` that are tensors of real values, or tuples of them."""
         return [n for n in node.all_input_nodes if self._carries(n)]
 
+    def residual_name(self, group: Group) -> str:
+        """Return the name of what additions read of a group, where layers read it otherwise."""
+        return self._new_name(f"{group.name}.residual", set(self.names.values()))
+
     def batch_norm_behind(self, node: fx.Node) -> str | None:
         """Name the batch-norm that reads nothing but this layer, each called once."""
         users = list(node.users)

@@ -39,6 +39,11 @@ class ChipRun(IntegerRun):
             return self._on_codes(n, args, kwargs)
         return result
 
+    def _quantize(self, module: Quantize, x: Any) -> Codes | None:
+        if isinstance(x, Codes) and not isinstance(x.grid, BroughtGrid):
+            x = Accumulator(x.steps, x.grid.scale, 1)  # codes on another grid: rescaled as sums are
+        return super()._quantize(module, x)
+
     def _on_codes(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
         module, name, x = self._module(n), self._name(n), args[0]
         if isinstance(module, ChannelAffine):

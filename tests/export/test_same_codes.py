@@ -1,4 +1,4 @@
-"""Three networks at four widths on 1,000 images: every code of every site, and every prediction."""
+"""Three networks at several widths on 1,000 images: every code of every site, every prediction."""
 
 import functools
 
@@ -20,16 +20,20 @@ NETWORKS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 64),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64),
 }
-WIDTHS = [(8, 8), (4, 8), (4, 4), (2, 2)]
+WIDTHS = [(8, 8, 8), (4, 8, 8), (4, 4, 8), (2, 2, 8), (2, 2, 2)]
+"""Bits of weights, of what layers read, and of what additions read."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", WIDTHS, ids=lambda b: "w{}a{}".format(*b))
+@pytest.mark.parametrize("bits", WIDTHS, ids=lambda b: "w{}a{}r{}".format(*b))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fold_stage_converted_and_file_make_the_same_codes(name, bits, tmp_path):
     torch.manual_seed(0)
     make, size = NETWORKS[name]
-    rules = {"ends": Rule("@first|@last", {"bits": 8}, {"bits": 8})}
+    rules = {
+        "residual": Rule("@to:add", None, {"bits": bits[2]}),
+        "ends": Rule("@first|@last", {"bits": 8}, {"bits": 8}),
+    }
     scheme = make_scheme(bits[0], bits[1], weight=LEARNED, activation=LEARNED, rules=rules)
     exported = export(make(), scheme, smooth_images(64, size), tmp_path / "model.onnx")
     run, model = functools.partial(IntegerRun, exported.model), OnnxModel(exported.path)
