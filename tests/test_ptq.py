@@ -19,6 +19,7 @@ QUIET = [
     "callbacks.progress=null",
     "callbacks.calibrate.num_batches=2",
     "logger=none",
+    "compile=off",
 ]
 TABLE = ["recipe=tabular_w8a8", "schedule.epochs=0", *QUIET]
 

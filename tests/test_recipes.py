@@ -26,11 +26,13 @@ TWO_STEPS = [
     "callbacks.progress=null",
     "logger=none",
     "export.threshold=1.0",
+    "compile=off",  # compiling takes longer than two steps do; tests/training/test_compiled.py
 ]
 TINY = [
     "recipe=tabular_w8a8",
     *TWO_STEPS[1:2],
     "trainer.accelerator=cpu",
+    "compile=off",
     "callbacks.progress=null",
 ]
 
