@@ -43,22 +43,11 @@ def make_plan(captured: Captured, scheme: Scheme) -> Plan:
 
 
 def _plan_graph(plan: Plan, rules: Rules, sites: Sites, mode: str) -> None:
-    layers, groups = sites.layers(), sites.groups()
+    layers = sites.layers()
     ends = {layers[0]: "first", layers[-1]: "last"} if layers else {}
     both = layers[0] if len(layers) == 1 else None
     tags_of = {n: {t for t in (ends.get(n), "first" if n is both else None) if t} for n in layers}
-    placed = plan.placements[mode] = {}
-    branches = plan.branches[mode] = {}
-    site_of: dict[fx.Node, str] = {}
-    for root, group in groups.items():
-        found = _activation_sites(rules, group, tags_of, sites)
-        found = [s for s in found if mode == "eval" or s.name in plan.activations]
-        plan.activations.update({s.name: plan.activations.get(s.name, s) for s in found})
-        if found:
-            placed.update({n.name: found[0].name for n in group.producers})
-            site_of[root] = found[-1].name
-        if len(found) > 1:
-            branches.update(branch_off(sites, group, found[-1].name))
+    site_of = _plan_activations(plan, rules, sites, mode, tags_of)
     for node in sites.weighted():
         tags = frozenset({sites.ops[node], *tags_of.get(node, set())})
         site = _weight_site(rules, node, tags, sites, site_of)
@@ -69,6 +58,24 @@ def _plan_graph(plan: Plan, rules: Rules, sites: Sites, mode: str) -> None:
     if mode == "eval":
         plan.macs = sum(n.meta.get("macs", 0) for n in sites.data)
         plan.floats = float_ops(plan, sites, site_of)
+
+
+def _plan_activations(
+    plan: Plan, rules: Rules, sites: Sites, mode: str, tags_of: dict[fx.Node, set[str]]
+) -> dict[fx.Node, str]:
+    """Plan what stands behind nodes; return the root of each group to the site that layers read."""
+    placed, branches = plan.placements.setdefault(mode, {}), plan.branches.setdefault(mode, {})
+    site_of: dict[fx.Node, str] = {}
+    for root, group in sites.groups().items():
+        found = _activation_sites(rules, group, tags_of, sites)
+        found = [s for s in found if mode == "eval" or s.name in plan.activations]
+        plan.activations.update({s.name: plan.activations.get(s.name, s) for s in found})
+        if found:
+            placed.update({n.name: found[0].name for n in group.producers})
+            site_of[root] = found[-1].name
+        if len(found) > 1:
+            branches.update(branch_off(sites, group, found[-1].name))
+    return site_of
 
 
 def _plan_inner(plan: Plan, rules: Rules, node: fx.Node, sites: Sites) -> None:
@@ -114,17 +121,17 @@ def _activation_sites(
 ) -> list[ActivationSite]:
     """Return the site of a group; two, wide one first, where layers read fewer bits than sums."""
 
-    def plan(readers: list[fx.Node], name: str) -> ActivationSite | None:
+    def site(readers: list[fx.Node], name: str) -> ActivationSite | None:
         tags = {sites.ops[n] for n in group.producers} | {f"to:{sites.ops[n]}" for n in readers}
         tags = tags.union(*(tags_of.get(n, set()) for n in readers))
         return _activation_site(rules, group, frozenset(tags), sites, name)
 
     residual, layers = by_kind(sites, group)
     if residual and layers:
-        wide, narrow = plan(residual, sites.residual_name(group)), plan(layers, group.name)
+        wide, narrow = site(residual, sites.residual_name(group)), site(layers, group.name)
         if wide and narrow and wide.format.spec.bits > narrow.format.spec.bits:
             return [wide, narrow]
-    whole = plan(group.readers, group.name)
+    whole = site(group.readers, group.name)
     return [] if whole is None else [whole]
 
 
