@@ -57,12 +57,14 @@ def least_agreement(reports: list[dict[str, Any]]) -> str:
 
 
 def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the cells of one run."""
+    """Return the cells of one run; studies among its seeds have no files."""
     last = reports[-1]
+    packed = [r["size_bytes"]["safetensors"] for r in reports if "safetensors" in r["size_bytes"]]
 
     def accuracy(kind: str) -> str:
         known = [r["accuracy"][kind] for r in reports if kind in r["accuracy"]]
-        return spread(known) if known else "-"
+        count = f" ({len(known)} of {len(reports)} seeds)" if len(known) < len(reports) else ""
+        return f"{spread(known)}{count}" if known else "-"
 
     return (
         name,
@@ -73,7 +75,7 @@ def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
         accuracy("onnxruntime"),
         least_agreement(reports),
         f"{last['size_bytes']['float']:,}",
-        f"{last['size_bytes'].get('safetensors', 0):,}",
+        f"{packed[-1]:,}" if packed else "-",
         spread([sum(r["seconds"].values()) for r in reports]),
         last["details"].get("date", "-"),
         last["details"].get("machine", "-"),

@@ -47,6 +47,19 @@ def test_table_between_its_marks(tmp_path: Path) -> None:
     assert after == "\n<!-- /results -->\nafter\n"
 
 
+def test_a_study_among_the_seeds_has_no_file(tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 88.0), (1, 90.0)):
+        write(tmp_path / f"runs/{seed}", seed, accuracy, when=seed + 1)
+    path = tmp_path / "runs/1/report.json"
+    report = json.loads(path.read_text())
+    report["passed"] = None
+    del report["agreement"], report["accuracy"]["onnxruntime"], report["size_bytes"]["safetensors"]
+    path.write_text(json.dumps(report))
+    cells = run(tmp_path / "runs").stdout.splitlines()[-1].split(" | ")
+    assert cells[4:7] == ["89.00 ± 1.41", "88.00 (1 of 2 seeds)", "100.00"]
+    assert cells[8] == "250"
+
+
 def test_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("mine")
