@@ -76,7 +76,7 @@ def test_four_bits_are_close_to_float(word, options, ckpt, tmp_path):
         ("ternary_learned", "w2a2", [FOUR_BITS], POINTS),
         ("binary", "w1a1", [], 6.0),
         ("binary", "w1a2", ["quantizer.activation=lsq"], 6.0),
-        ("ir_net", "w1a1", [*ADAM, "schedule.epochs=16"], 6.0),
+        ("ir_net", "w1a1", [*ADAM, "schedule.epochs=40"], 6.0),
     ],
 )
 def test_looked_up_codes_are_close_to_float(word, scheme, options, points, ckpt, tmp_path):
