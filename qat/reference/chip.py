@@ -41,7 +41,7 @@ class ChipRun(IntegerRun):
 
     def _quantize(self, module: Quantize, x: Any) -> Codes | None:
         if isinstance(x, Codes) and not isinstance(x.grid, BroughtGrid):
-            x = Accumulator(x.steps, x.grid.scale, 1)  # codes on another grid: rescaled as sums are
+            x = Accumulator(x.steps, x.grid.scale)  # codes on another grid: rescaled as sums are
         return super()._quantize(module, x)
 
     def _on_codes(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
