@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,14 +96,28 @@ def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -
         generator=torch.Generator(),
     )
     try:
-        yield from loader
-    except RuntimeError as error:
+        yield from iterate(loader)
+    except (RuntimeError, OSError, EOFError) as error:  # the last two where a pipe breaks first
         if not loader.num_workers:
             raise
         raise DataError(
             f"expected {loader.num_workers} worker processes to read the inputs, but one failed "
             f"({error}): give them more memory, or lower --workers or --batch."
         ) from error
+
+
+def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Return an iterator that raises only where a batch is waited for.
+
+    torch would also raise at the signal of a dying worker, wherever the main thread happens to be.
+    Without that signal it looks for dead workers every five seconds of waiting.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        of_torch = getattr(before, "__module__", "").startswith("torch.")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch or before is None else before)
+    return batches
 
 
 def choose_workers(images: int) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from qat.errors import DataError
 from qat.predict.batches import FEW_IMAGES, MOST_WORKERS, Batches, choose_workers, read_batches
@@ -112,6 +114,25 @@ def test_a_worker_that_dies_is_a_sentence(files):
     stream = read_batches(Batches(Deadly(files, READER), 4), 2)
     with pytest.raises(DataError, match=r"expected 2 worker processes .*worker.* --workers"):
         list(stream)
+
+
+def test_a_dying_worker_interrupts_nobody_who_is_not_waiting(files, monkeypatch):
+    """torch's own handler would raise in the middle of whatever the main thread does."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        for mine in (lambda *_: None, signal.SIG_DFL):
+            signal.signal(signal.SIGCHLD, mine)
+            stream = read_batches(Batches(Inputs(files, READER), 4), 2)
+            next(stream)
+            assert signal.getsignal(signal.SIGCHLD) is mine
+            stream.close()
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        next(iter(DataLoader([0], num_workers=1)))
+        assert "torch" in signal.getsignal(signal.SIGCHLD).__module__
+        next(read_batches(Batches(Inputs(files, READER), 4), 2))
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_few_images_need_no_workers(monkeypatch):
