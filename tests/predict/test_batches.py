@@ -125,7 +125,7 @@ def test_a_dying_worker_interrupts_nobody_who_is_not_waiting(files, monkeypatch)
             stream = read_batches(Batches(Inputs(files, READER), 4), 2)
             next(stream)
             assert signal.getsignal(signal.SIGCHLD) is mine
-            stream.close()
+            del stream  # ends its workers
         monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
         next(iter(DataLoader([0], num_workers=1)))
         assert "torch" in signal.getsignal(signal.SIGCHLD).__module__
