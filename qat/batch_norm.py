@@ -98,7 +98,7 @@ def norm_in_use(norm: Any, c: Tensor) -> Norm | None:
 
     Args:
         norm: A staged batch-norm, live or frozen.
-        c: Images ``(N, C, H, W)`` that ``can_fuse`` takes.
+        c: Images ``(N, C, H, W)`` that ``find_images`` knows.
     """
     live = norm.stage is Stage.LIVE and norm.training
     over_ranks = live and norm.synchronised and _num_ranks() > 1

@@ -1,8 +1,8 @@
-"""Batch-norm, residual addition, ReLU and fake-quantization in one pass over memory each way.
+"""Batch-norm, residual addition, activation and fake-quantization in one pass over memory each way.
 
 One by one these operations read and write every element again and again, and keep it twice for the
-backward: in front of the batch-norm and behind the ReLU. Here a statistics pass and one loop go
-forward, two loops go backward, and what is kept is the convolution's output alone; what lies
+backward: in front of the batch-norm and behind the activation. Here a statistics pass and one loop
+go forward, two loops go backward, and what is kept is the convolution's output alone; what lies
 behind it is computed again. The numbers are those of the operations up to the order of sums.
 
 Gradients of the batch-norm: Ioffe and Szegedy, arXiv:1502.03167, section 3; of the fake-quant:
@@ -16,11 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.functional.fused import Grid, is_worth_it
-from qat.functional.image_kernels import Channels, Ends, image_kernels
-from qat.functional.kept import keep
-from qat.functional.kernels import rebuild_codes
-from qat.functional.layout import Images, find_images
+from qat.functional.fused import (
+    Front,
+    Grid,
+    find_addend,
+    is_worth_it,
+    keep_values,
+    save_with_addend,
+    saved_with_addend,
+)
+from qat.functional.image_kernels import Channels, ImageKernels, image_kernels
+from qat.functional.layout import Layout, find_images
 
 
 class Norm(NamedTuple):
@@ -43,57 +49,56 @@ class Norm(NamedTuple):
     follows_batch: bool
 
     @torch.no_grad()
-    def channels(self, images: Images) -> Channels:
-        """Return what it does, in the layout of ``images``."""
+    def channels(self, axis: int) -> Channels:
+        """Return what it does, for images with their pixels on ``axis``."""
         inverse = torch.rsqrt(self.variance + self.eps)
         gain = inverse if self.weight is None else self.weight * inverse
         shift = -self.mean * gain
         shift = shift if self.bias is None else shift + self.bias
         mean = self.mean.clone()  # a running one may move before the backward
-        return Channels(*(images.channels(t) for t in (gain, shift, mean, inverse)))
+        shape = (1, -1, 1) if axis == 2 else (1, 1, -1)
+        return Channels(*(values.view(shape) for values in (gain, shift, mean, inverse)))
+
+
+class _How(NamedTuple):
+    norm: Norm
+    grid: Grid
+    layout: Layout
+    axis: int
+    made: ImageKernels
 
 
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        how: tuple[Norm, Grid, Images],
-        c: Tensor,
-        other: Tensor | None,
-        *parameters: Tensor | None,
+        ctx: Any, how: _How, c: Tensor, other: Tensor | None, *parameters: Tensor | None
     ) -> Tensor:
         del parameters  # weight, bias and scale are in ``how``; they stand here for their gradients
-        norm, grid, images = how
-        made, channels = image_kernels(c.device.type, images.axis), norm.channels(images)
-        ends = Ends(grid.scale.detach().reshape(()), *grid.ends(c.device))
-        second = None if other is None else images.split(other)
-        values, codes = made.snap(images.split(c), second, channels, ends)
-        dtype = c.dtype
-
-        def rebuild(kept: Tensor) -> Tensor:
-            return images.join(rebuild_codes(kept.flatten(), ends.scale, ends.low).to(dtype))
-
-        ctx.save_for_backward(c, other)
+        layout, channels, ends = how.layout, how.norm.channels(how.axis), how.grid.ends()
+        addend = find_addend(other, layout)
+        values, codes = how.made.snap(layout.split(c), *addend, *channels, *ends)
+        save_with_addend(ctx, c, other, addend, how.grid.scale)
         ctx.how, ctx.channels, ctx.ends = how, channels, ends
-        return keep(images.join(values), codes, rebuild)
+        return keep_values(values, codes.view(-1), how.grid, ends, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (c, other), (norm, grid, images) = ctx.saved_tensors, ctx.how
-        made = image_kernels(c.device.type, images.axis)
-        second = None if other is None else images.split(other)
-        inputs = images.split(grads[0]), images.split(c), second, ctx.channels, ctx.ends
-        of_bias, of_weight, of_scale = made.sums(*inputs)
-        found = made.gradients(*inputs, (of_bias, of_weight) if norm.follows_batch else None)
-        grad_c, grad_other = images.join(found[0]), None if other is None else images.join(found[1])
-        grad_scale = of_scale.view(grid.scale.shape).mul_(grid.factor)
-        return None, grad_c, grad_other, of_weight.flatten(), of_bias.flatten(), grad_scale
+        how = ctx.how
+        layout, made = how.layout, how.made
+        c, addend, scale = saved_with_addend(ctx, layout)
+        images, given = (layout.split(grads[0]), layout.split(c)), addend + ctx.channels + ctx.ends
+        of_bias, of_weight, of_scale = made.sums(*images, *given)
+        sums = (of_bias, of_weight) if how.norm.follows_batch else (None, None)
+        grad_c, *of_other = (layout.join(g) for g in made.gradients(*images, *sums, *given))
+        grad_other = of_other[0] if of_other else None
+        grad_scale = of_scale.view(scale.shape).mul_(how.grid.factor)
+        return None, grad_c, grad_other, of_weight.view(-1), of_bias.view(-1), grad_scale
 
 
 def can_fuse(c: Tensor, other: Tensor | None) -> bool:
-    """Return whether ``run_chain`` takes images ``c`` and what is added to them."""
+    """Return whether kernels take ``c`` and what is added to it."""
     same = other is None or (other.shape, other.dtype) == (c.shape, c.dtype)
-    return same and is_worth_it(c) and find_images(c) is not None
+    return same and is_worth_it(c)
 
 
 @torch.no_grad()
@@ -101,23 +106,28 @@ def batch_moments(c: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and (biased) variance of each channel, shape ``(C,)``.
 
     Args:
-        c: Images ``(N, C, H, W)`` that ``can_fuse`` takes.
+        c: Images ``(N, C, H, W)`` that ``find_images`` knows.
     """
-    images = find_images(c)
-    assert images is not None
-    mean, variance = image_kernels(c.device.type, images.axis).moments(images.split(c))
-    return mean.flatten(), variance.flatten()
+    layout, axis = _images(c)
+    mean, variance = image_kernels(c.device.type, axis).moments(layout.split(c))
+    return mean.view(-1), variance.view(-1)
 
 
-def run_chain(c: Tensor, other: Tensor | None, norm: Norm, grid: Grid) -> Tensor:
-    """Return ``fake_quantize(clamp(norm(c) + other))`` of images that ``can_fuse`` takes.
+def run_chain(c: Tensor, norm: Norm, grid: Grid, front: Front) -> Tensor:
+    """Return ``fake_quantize(activation(clamp(norm(c) + other)))`` of images ``find_images`` knows.
 
     Args:
         c: What the batch-norm reads, ``(N, C, H, W)``, real values.
-        other: What is added behind it, of the same shape, if anything is.
         norm: The batch-norm.
         grid: What follows; with one scale, and at most 256 codes.
+        front: What stands between them.
     """
-    images = find_images(c)
-    assert images is not None
-    return _Chain.apply((norm, grid, images), c, other, norm.weight, norm.bias, grid.scale)
+    layout, axis = _images(c)
+    how = _How(norm, grid, layout, axis, image_kernels(c.device.type, axis, front.activation))
+    return _Chain.apply(how, c, front.other, norm.weight, norm.bias, grid.scale)
+
+
+def _images(c: Tensor) -> tuple[Layout, int]:
+    found = find_images(c)
+    assert found is not None
+    return found

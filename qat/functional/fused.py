@@ -17,10 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.functional.inductor import bound
-from qat.functional.kept import keep
-from qat.functional.kernels import Kernels, kernels, rebuild_codes
-from qat.functional.layout import Rows, find_rows
+from qat.functional.inductor import MOST_ELEMENTS, bound
+from qat.functional.kept import Recipe, find_codes, keep
+from qat.functional.kernels import Addend, Ends, Kernels, compiles, make_kernels
+from qat.functional.layout import Layout, find_rows
 
 LEAST = 2**10
 """Smaller tensors are not worth the call of a compiled function."""
@@ -52,98 +52,143 @@ class Grid(NamedTuple):
     factor: float = 1.0
     clamp: tuple[float, float] = NO_CLAMP
 
-    def ends(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the ends in steps from 0, shape of ``scale``, and those of the clamp."""
-        offset = self.zero_point.detach()
-        low, high = (bound(code, device) - offset for code in (self.low, self.high))
-        return low, high, *(bound(value, device) for value in self.clamp)
+    @property
+    def has_bytes(self) -> bool:
+        """Whether a code fits into a byte."""
+        return self.high - self.low <= 255
+
+    def ends(self) -> Ends:
+        """Return the grid, which has one scale, for kernels."""
+        numbers = (self.low, self.high, *self.clamp)
+        bounds = (bound(number, self.scale.device) for number in numbers)
+        return Ends(self.scale.detach().view(()), self.zero_point.detach().view(()), *bounds)
+
+    def ends_of_rows(self) -> tuple[Tensor, ...]:
+        """Return scales and zero points ``(R, 1)`` and both ends, for kernels of rows."""
+        grids = (values.detach().reshape(-1, 1) for values in (self.scale, self.zero_point))
+        return *grids, *(bound(code, self.scale.device) for code in (self.low, self.high))
 
 
-How = tuple[Grid, Rows, Kernels]
+class Front(NamedTuple):
+    """What stands in front of a grid with one scale.
+
+    Attributes:
+        other: What is added first, of the same shape and dtype, if anything is.
+        activation: The function behind the clamp; a name in ``SMOOTH``.
+    """
+
+    other: Tensor | None = None
+    activation: str = ""
 
 
-def _coded(values: Tensor, codes: Tensor, spacing: Tensor, low: Tensor, how: How) -> Tensor:
-    """Return ``values`` as a tensor that backwards may keep as ``codes``."""
-    (grid, rows, _), dtype = how, values.dtype
-    if grid.high - grid.low > 255:
-        return rows.join(values)
-    return keep(
-        rows.join(values), codes, lambda c: rows.join(rebuild_codes(c, spacing, low).to(dtype))
-    )
+NOTHING = Front()
 
 
 class _FusedOne(torch.autograd.Function):
-    """One scale; something may be added in front, and a clamp may follow it."""
+    """One scale."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, x: Tensor, other: Tensor | None, scale: Tensor) -> Tensor:
-        grid, rows, made = how
-        spacing, ends = scale.detach().reshape(()), grid.ends(scale.device)
-        second = None if other is None else rows.split(other)
-        values, codes = made.snap_one(rows.split(x), second, spacing, ends)
-        ctx.save_for_backward(x, other, scale)
+    def forward(
+        ctx: Any, how: tuple[Grid, Layout, Kernels], x: Tensor, other: Tensor | None, scale: Tensor
+    ) -> Tensor:
+        grid, layout, made = how
+        ends, addend = grid.ends(), find_addend(other, layout)
+        values, codes = made.snap_one(layout.split(x), *addend, *ends)
+        save_with_addend(ctx, x, other, addend, scale)
         ctx.how, ctx.ends = how, ends
-        return _coded(values, codes, spacing, ends[0], how)
+        return keep_values(values, codes, grid, ends, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, other, scale), (grid, rows, made) = ctx.saved_tensors, ctx.how
-        second = None if other is None else rows.split(other)
-        found, grad_scale = made.gradients_of_one(
-            rows.split(grads[0]), rows.split(x), second, scale.detach().reshape(()), ctx.ends
-        )
-        grad_x = rows.join(found)
-        grad_scale = grad_scale.view(scale.shape).mul_(grid.factor)
-        return None, grad_x, None if other is None else grad_x, grad_scale
+        grid, layout, made = ctx.how
+        x, addend, scale = saved_with_addend(ctx, layout)
+        inputs = layout.split(grads[0]), layout.split(x)
+        found, of_scale = made.gradients_of_one(*inputs, *addend, *ctx.ends)
+        grad_x, of_scale = layout.join(found), of_scale.view(scale.shape).mul_(grid.factor)
+        return None, grad_x, None if addend.values is None else grad_x, of_scale
 
 
 class _FusedRows(torch.autograd.Function):
     """A scale for each row."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, x: Tensor, scale: Tensor) -> Tensor:
-        grid, rows, made = how
-        ends = [end.reshape(-1, 1) for end in grid.ends(scale.device)[:2]]
+    def forward(ctx: Any, how: tuple[Grid, Layout, Kernels], x: Tensor, scale: Tensor) -> Tensor:
+        grid, layout, made = how
+        rows, ends = layout.split(x), grid.ends_of_rows()
         ctx.save_for_backward(x, scale)
         ctx.how, ctx.ends = how, ends
-        spacing = scale.detach().reshape(-1, 1)
-        values, codes = made.snap_rows(rows.split(x), spacing, *ends)
-        return _coded(values, codes, spacing, ends[0], how)
+        if x.is_leaf and x.requires_grad:  # a parameter: it stays, and values are made of it again
+            recipe = Recipe(rows, lambda r: made.values_of_rows(r, *ends)[0], layout, x.dtype)
+            return keep(layout.join(recipe.make(rows)), recipe)
+        values, codes = made.snap_rows(rows, *ends)
+        recipe = Recipe(codes, lambda c: made.rebuild_rows(c, *ends[:3])[0], layout, x.dtype)
+        return keep(layout.join(values), recipe) if grid.has_bytes else layout.join(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, scale), (grid, rows, made) = ctx.saved_tensors, ctx.how
-        spacing = scale.detach().reshape(-1, 1)
-        grad_x, grad_scale = made.gradients_of_rows(
-            rows.split(grads[0]), rows.split(x), spacing, *ctx.ends
-        )
-        return None, rows.join(grad_x), grad_scale.view(scale.shape).mul_(grid.factor)
+        (x, scale), (grid, layout, made) = ctx.saved_tensors, ctx.how
+        inputs = layout.split(grads[0]), layout.split(x)
+        grad_x, of_scale = made.gradients_of_rows(*inputs, *ctx.ends)
+        return None, layout.join(grad_x), of_scale.view(scale.shape).mul_(grid.factor)
+
+
+def find_addend(other: Tensor | None, layout: Layout) -> Addend:
+    """Return what is added for kernels, as codes where those are known."""
+    known = None if other is None else find_codes(other)
+    if known is not None and known.recipe.grid is not None:
+        return Addend(layout.split(known.codes), *known.recipe.grid)
+    return Addend(None if other is None else layout.split(other))
+
+
+def save_with_addend(
+    ctx: Any, x: Tensor, other: Tensor | None, addend: Addend, scale: Tensor
+) -> None:
+    """Keep tensors for the backward; what is added as codes where those are known."""
+    coded = addend.scale is not None
+    ctx.addend = addend if coded else None
+    ctx.save_for_backward(x, None if coded else other, scale)
+
+
+def saved_with_addend(ctx: Any, layout: Layout) -> tuple[Tensor, Addend, Tensor]:
+    """Return what ``save_with_addend`` kept."""
+    x, other, scale = ctx.saved_tensors
+    given = Addend(None if other is None else layout.split(other))
+    return x, given if ctx.addend is None else ctx.addend, scale
+
+
+def keep_values(values: Tensor, codes: Tensor, grid: Grid, ends: Ends, layout: Layout) -> Tensor:
+    """Return what one-scale kernels made, in the shape of ``layout``, to be kept as codes."""
+    if not grid.has_bytes:
+        return layout.join(values)
+    made = make_kernels(values.device.type)
+    first = ends[:3]
+    recipe = Recipe(codes, lambda c: made.rebuild(c, *first)[0], layout, values.dtype, first)
+    return keep(layout.join(values), recipe)
 
 
 def is_worth_it(x: Tensor) -> bool:
-    """Return whether fused kernels are wanted and there, and ``x`` is large enough for them."""
-    wanted = _Switch.on and x.numel() >= LEAST and not torch.is_inference_mode_enabled()
-    return wanted and kernels(x.device.type) is not None
+    """Return whether fused kernels are wanted and there, and ``x`` has a size for them."""
+    wanted = _Switch.on and not torch.is_inference_mode_enabled()
+    return wanted and LEAST <= x.numel() <= MOST_ELEMENTS and compiles(x.device.type)
 
 
-def fused_fake_quantize(x: Tensor, grid: Grid, other: Tensor | None = None) -> Tensor | None:
-    """Return ``fake_quantize(clamp(x + other))`` in one pass, or ``None`` if that is not possible.
+def fused_fake_quantize(x: Tensor, grid: Grid, front: Front = NOTHING) -> Tensor | None:
+    """Return ``fake_quantize(activation(clamp(x + other)))`` in one pass, or ``None`` if it can't.
 
     Args:
         x: Real values, any float dtype.
         grid: What they are snapped to; with a clamp only if it has one scale.
-        other: What is added first, of the same shape and dtype; only with one scale.
+        front: What is done first; only with one scale.
     """
-    if not is_worth_it(x):
+    if not is_worth_it(x) or (x.dtype != torch.float32 and not grid.has_bytes):
         return None
-    half = x.dtype != torch.float32 and grid.high - grid.low > 255
-    rows = None if half else find_rows(x, grid.scale.shape)
-    made = kernels(x.device.type)
-    if rows is None or 1 in rows.shape or made is None:
+    layout = find_rows(x, grid.scale.shape)
+    if layout is None or 1 in layout.seen:
         return None
-    if len(rows.shape) == 1:
-        return _FusedOne.apply((grid, rows, made), x, other, grid.scale)
-    return _FusedRows.apply((grid, rows, made), x, grid.scale)
+    how = grid, layout, make_kernels(x.device.type, front.activation)
+    if len(layout.seen) == 1:
+        return _FusedOne.apply(how, x, front.other, grid.scale)
+    return _FusedRows.apply(how, x, grid.scale)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from qat.functional.inductor import as_bytes, compile_for
-from qat.functional.kernels import on_grid, terms
+from qat.functional.inductor import Kernel
+from qat.functional.kernels import GRID, GRID_OF_ADDEND, NUM_ADDEND, SMOOTH, Addend, Ends, passed
 
 
 class Channels(NamedTuple):
@@ -29,124 +28,99 @@ class Channels(NamedTuple):
     inverse: Tensor
 
 
-class Ends(NamedTuple):
-    """A grid with one scale, behind a clamp; all of shape ``()``."""
-
-    scale: Tensor
-    low: Tensor
-    high: Tensor
-    floor: Tensor
-    ceiling: Tensor
-
-
-class Kernels(NamedTuple):
+class ImageKernels(NamedTuple):
     """Compiled functions of images ``(N, C, S)`` or ``(N, S, C)``."""
 
-    moments: Callable[..., tuple[Tensor, Tensor]]
-    snap: Callable[..., tuple[Tensor, Tensor]]
-    sums: Callable[..., tuple[Tensor, ...]]
-    gradients: Callable[..., tuple[Tensor, ...]]
+    moments: Kernel
+    snap: Kernel
+    sums: Kernel
+    gradients: Kernel
 
 
-def _moments(axis: int, c: Tensor) -> tuple[Tensor, Tensor]:
+def _over_images(axis: int, x: Tensor) -> Tensor:
+    return x.sum(axis, keepdim=True).sum(0, keepdim=True)
+
+
+def _moments(axis: int, c: Tensor) -> Any:
     """Return mean and (biased) variance of each channel, axes kept.
 
     The mean comes first and is subtracted: sums of squares alone lose small variances.
     """
     count = c.shape[0] * c.shape[axis]
-    mean = c.float().sum(axis, keepdim=True).sum(0, keepdim=True) / count
-    squares = (c.float() - mean).square()
-    return mean, squares.sum(axis, keepdim=True).sum(0, keepdim=True) / count
+    mean = _over_images(axis, c.float()) / count
+    return mean, _over_images(axis, (c.float() - mean).square()) / count
 
 
-def _clamped(
-    c: Tensor, other: Tensor | None, channels: Channels, ends: Ends
-) -> tuple[Tensor, Tensor]:
-    """Return what lies in front of the clamp, and behind it."""
-    y = c.float() * channels.gain + channels.shift
-    y = y if other is None else y + other.float()
-    return y, torch.minimum(torch.maximum(y, ends.floor), ends.ceiling)
+class _Given(NamedTuple):
+    addend: Addend
+    channels: Channels
+    ends: Ends
+
+    def in_front(self, c: Tensor) -> Tensor:
+        """Return what lies in front of the clamp."""
+        return self.addend.add_to(c.float() * self.channels.gain + self.channels.shift)
 
 
-def _snap(c: Tensor, other: Tensor | None, channels: Channels, ends: Ends) -> tuple[Tensor, Tensor]:
-    _, x = _clamped(c, other, channels, ends)
-    whole = on_grid(x, ends.scale, ends.low, ends.high)
-    return (whole * ends.scale).to(c.dtype), as_bytes(whole - ends.low)
+def _given(inputs: Sequence[Tensor]) -> _Given:
+    first, second = NUM_ADDEND, NUM_ADDEND + len(Channels._fields)
+    return _Given(Addend(*inputs[:first]), Channels(*inputs[first:second]), Ends(*inputs[second:]))
 
 
-def _passed(
-    grad: Tensor, c: Tensor, other: Tensor | None, channels: Channels, ends: Ends
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient in front of the clamp, and what each element adds to the scale's."""
-    y, x = _clamped(c, other, channels, ends)
-    moved, parts = terms(grad.float(), x, ends.scale, ends.low, ends.high)
-    return moved * ((y > ends.floor) & (y < ends.ceiling)), parts
+def _snap(activation: str, c: Tensor, *inputs: Tensor) -> Any:
+    given = _given(inputs)
+    y = SMOOTH[activation].values(given.ends.clamp(given.in_front(c)))
+    values, codes = given.ends.snap(y)
+    return values.to(c.dtype), codes
 
 
-def _sums(
-    axis: int, grad: Tensor, c: Tensor, other: Tensor | None, channels: Channels, ends: Ends
-) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(axis: int, activation: str, grad: Tensor, c: Tensor, *inputs: Tensor) -> Any:
     """Return the gradients of bias, weight and scale; axes of the first two are kept."""
-    moved, parts = _passed(grad, c, other, channels, ends)
-    centred = moved * (c.float() - channels.mean)
-    of_bias, of_gain = (
-        part.sum(axis, keepdim=True).sum(0, keepdim=True) for part in (moved, centred)
-    )
-    return of_bias, of_gain * channels.inverse, parts.sum(axis).sum()
+    given = _given(inputs)
+    moved, parts = passed(activation, grad, given.in_front(c), given.ends)
+    of_gain = _over_images(axis, moved * (c.float() - given.channels.mean))
+    return _over_images(axis, moved), of_gain * given.channels.inverse, parts.sum(axis).sum()
 
 
 def _gradients(
     axis: int,
+    activation: str,
     grad: Tensor,
     c: Tensor,
-    other: Tensor | None,
-    channels: Channels,
-    ends: Ends,
-    through: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of ``c`` and ``other``; with those of bias and weight, live."""
-    moved, _ = _passed(grad, c, other, channels, ends)
+    of_bias: Tensor | None,
+    of_weight: Tensor | None,
+    *inputs: Tensor,
+) -> Any:
+    """Return the gradients of ``c`` and the addend; with those of bias and weight, live."""
+    given = _given(inputs)
+    channels = given.channels
+    moved, _ = passed(activation, grad, given.in_front(c), given.ends)
     centred = moved
-    if through is not None:
-        of_bias, of_weight = through
+    if of_bias is not None and of_weight is not None:
         count = c.shape[0] * c.shape[axis]
         slope = of_weight * channels.inverse / count
         centred = moved - of_bias / count - (c.float() - channels.mean) * slope
     grad_c = (channels.gain * centred).to(c.dtype)
-    return (grad_c,) if other is None else (grad_c, moved.to(other.dtype))
-
-
-def _moments_outer(c: Tensor) -> Any:
-    return _moments(2, c)
-
-
-def _moments_inner(c: Tensor) -> Any:
-    return _moments(1, c)
-
-
-def _sums_outer(*inputs: Any) -> Any:
-    return _sums(2, *inputs)
-
-
-def _sums_inner(*inputs: Any) -> Any:
-    return _sums(1, *inputs)
-
-
-def _gradients_outer(*inputs: Any) -> Any:
-    return _gradients(2, *inputs)
-
-
-def _gradients_inner(*inputs: Any) -> Any:
-    return _gradients(1, *inputs)
-
-
-_FUNCTIONS = {  # each with a body of its own: torch keeps what it compiled by code
-    2: (_moments_outer, _snap, _sums_outer, _gradients_outer),
-    1: (_moments_inner, _snap, _sums_inner, _gradients_inner),
-}
+    return (grad_c,) if given.addend.values is None else (grad_c, moved.to(c.dtype))
 
 
 @functools.cache
-def image_kernels(device_type: str, axis: int) -> Kernels:
-    """Return the kernels of images whose pixels are on ``axis``: channels lie outside or inside."""
-    return Kernels(*(compile_for(device_type, f) for f in _FUNCTIONS[axis]))
+def image_kernels(device_type: str, axis: int, activation: str = "") -> ImageKernels:
+    """Return the kernels of images whose pixels are on ``axis``: channels lie outside or inside.
+
+    Args:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        axis: 2 or 1.
+        activation: What stands behind the clamp; a name in ``SMOOTH``.
+    """
+    images, channel = ("icp", "1c1") if axis == 2 else ("ipc", "11c")
+    channels = (channel,) * len(Channels._fields)
+    snap = functools.partial(_snap, activation)
+    sums = functools.partial(_sums, axis, activation)
+    gradients = functools.partial(_gradients, axis, activation)
+    given = (images, *GRID_OF_ADDEND, *channels, *GRID)
+    return ImageKernels(
+        Kernel(device_type, functools.partial(_moments, axis), (images,)),
+        Kernel(device_type, snap, (images, *given)),
+        Kernel(device_type, sums, (images, images, *given)),
+        Kernel(device_type, gradients, (images, images, channel, channel, *given)),
+    )

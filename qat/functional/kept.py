@@ -9,65 +9,118 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_kept: dict[int, tuple[weakref.ref[Tensor], Codes]] = {}
+from qat.functional.layout import Layout, flat
+
+_kept: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
 
 
-@dataclass(frozen=True)
-class Codes:
-    """A tensor on a grid.
+class Recipe(NamedTuple):
+    """How a tensor on a grid is made again, bit for bit.
 
     Attributes:
-        codes: uint8 codes, counted from the lowest, in the tensor's order in memory.
-        rebuild: Makes the tensor of them.
+        source: Its codes, uint8, counted from the lowest, or the parameter they are made of.
+        make: Makes the values of ``source``, in the same order in memory; float32.
+        layout: Of the tensor.
+        dtype: Of the tensor.
+        grid: Scale, zero point and lowest code, shape ``()``, of codes on one grid.
     """
 
-    codes: Tensor
-    rebuild: Callable[[Tensor], Tensor]
+    source: Tensor
+    make: Callable[[Tensor], Tensor]
+    layout: Layout
+    dtype: torch.dtype
+    grid: tuple[Tensor, ...] | None = None
 
     def values(self) -> Tensor:
-        """Return the tensor, bit for bit."""
-        return self.rebuild(self.codes)
+        """Return the tensor."""
+        return self.layout.join(self.make(self.source).to(self.dtype))
 
 
-@dataclass(frozen=True)
-class _View:
-    """A view of a tensor that is kept as codes."""
+class _View(NamedTuple):
+    """A view of a tensor that is kept as a recipe."""
 
-    source: Codes
+    recipe: Recipe
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
 
     def values(self) -> Tensor:
-        return self.source.values().as_strided(self.size, self.stride, self.offset)
+        return self.recipe.values().as_strided(self.size, self.stride, self.offset)
 
 
-def keep(y: Tensor, codes: Tensor, rebuild: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``y``, and remember that it can be made of ``codes`` for as long as it lives.
+class Codes(NamedTuple):
+    """A tensor as codes on one grid.
+
+    Attributes:
+        codes: uint8, counted from the lowest, with the tensor's shape and strides.
+        recipe: What they are a view of.
+    """
+
+    codes: Tensor
+    recipe: Recipe
+
+
+def keep(y: Tensor, recipe: Recipe) -> Tensor:
+    """Return ``y``, and remember how it is made for as long as it lives.
 
     Args:
         y: A new tensor that fills its storage, or a view of one.
-        codes: uint8, one for each of its elements.
-        rebuild: Makes ``y``, bit for bit and with its strides, of ``codes``.
+        recipe: Makes ``y``.
     """
     y = y.data  # no view: what is a view of it then keeps it alive, and not what it was made of
-    address = y.untyped_storage().data_ptr()
-    _kept[address] = weakref.ref(y, lambda _: _kept.pop(address, None)), Codes(codes, rebuild)
+    _remember(y, recipe)
+    return y
+
+
+def _address(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _remember(y: Tensor, recipe: Recipe) -> None:
+    address = _address(y)
+    _kept[address] = weakref.ref(y, lambda _: _kept.pop(address, None)), recipe
+
+
+def _find(x: Tensor) -> _View | None:
+    y, recipe = _kept.get(_address(x), (None, None))
+    source = None if y is None else y()
+    if source is None or recipe is None or source._version or x.dtype != source.dtype:
+        return None
+    return _View(recipe, x.size(), x.stride(), int(x.storage_offset()))
+
+
+def find_codes(x: Tensor) -> Codes | None:
+    """Return ``x`` as codes, where it is known to lie on one grid."""
+    found = _find(x)
+    if found is None or found.recipe.grid is None:
+        return None
+    codes = found.recipe.source.as_strided(found.size, found.stride, found.offset)
+    return Codes(codes, found.recipe)
+
+
+def rearranged(x: Tensor, rearrange: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``rearrange(x)``; where that is a copy, it is kept as codes if ``x`` is.
+
+    Args:
+        x: Any tensor.
+        rearrange: Moves elements of any type, and does nothing else with them.
+    """
+    y, codes = rearrange(x), find_codes(x)
+    layout = flat(y)
+    if codes is not None and layout is not None and _address(y) != _address(x):
+        copied = layout.split(rearrange(codes.codes))
+        _remember(y, codes.recipe._replace(source=copied, layout=layout))
     return y
 
 
 def _pack(x: Tensor) -> Any:
-    y, codes = _kept.get(x.untyped_storage().data_ptr(), (None, None))
-    source = None if y is None else y()
-    if source is None or codes is None or source._version or x.dtype != source.dtype:
-        return x
-    return _View(codes, x.size(), x.stride(), int(x.storage_offset()))
+    found = _find(x)
+    return x if found is None else found
 
 
 def _unpack(kept: Any) -> Tensor:

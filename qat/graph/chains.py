@@ -1,12 +1,10 @@
-"""Chains of batch-norm, addition, ReLU and fake-quant, which training runs as one.
-
-Only what runs in training changes: the captured model keeps its graphs, and exports read those.
-"""
+"""Chains of normalisation, addition, activation function and fake-quant, which run as one."""
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,34 +14,48 @@ from torch.nn import functional as F
 from qat.batch_norm import Stage, StagedBatchNorm, norm_in_use
 from qat.fake_quant import FakeQuant
 from qat.functional.chain import can_fuse, run_chain
-from qat.functional.fused import NO_CLAMP, Grid, fused_fake_quantize
-from qat.graph.captured import Captured
+from qat.functional.fused import NO_CLAMP, Front, Grid, fused_fake_quantize
+from qat.functional.kernels import SMOOTH
+from qat.functional.layer_norm import fused_layer_norm
+from qat.functional.layout import find_images
 from qat.graph.op_names import op_name
 
 CLAMPS = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6}
+METHODS = {"relu": F.relu, "relu6": F.relu6}
+GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+class Activation(NamedTuple):
+    """An activation function.
+
+    Attributes:
+        call: Computes it.
+        clamp: The least and the greatest value, of what is one.
+        smooth: The name of its kernels, of others.
+    """
+
+    call: Callable[[Tensor], Tensor]
+    clamp: tuple[float, float] = NO_CLAMP
+    smooth: str = ""
 
 
 class Chain:
-    """A batch-norm, an addition and an activation function, each of them or not, and a fake-quant.
+    """A normalisation, an addition and an activation function, any or none, and a fake-quant.
 
     Args:
-        norm: The batch-norm, if any.
-        activation: The name of the function, or ``""``, and its module, if it is one.
+        norm: A batch-norm of images, or a layer-norm with nothing else.
+        activation: The function, if any.
         fake_quant: What puts values on the grid.
     """
 
     def __init__(
-        self,
-        norm: StagedBatchNorm | None,
-        activation: tuple[str, nn.Module | None],
-        fake_quant: FakeQuant,
+        self, norm: nn.Module | None, activation: Activation | None, fake_quant: FakeQuant
     ) -> None:
-        self.norm, self.fake_quant = norm, fake_quant
-        name, module = activation
-        self.clamp = CLAMPS.get(name, NO_CLAMP)
-        self.activation = module or FUNCTIONS.get(name)
-        self.modules = [m for m in (norm, module, fake_quant) if m is not None]
+        self.norm, self.activation, self.fake_quant = norm, activation, fake_quant
+        parts = (norm, None if activation is None else activation.call, fake_quant)
+        self.modules = [part for part in parts if isinstance(part, nn.Module)]
+        self.clamp = NO_CLAMP if activation is None else activation.clamp
+        self.smooth = "" if activation is None else activation.smooth
         self.__name__ = self.__qualname__ = "chain"  # generated code calls it by name
 
     def __call__(self, c: Tensor, other: Tensor | None = None) -> Tensor:
@@ -54,7 +66,7 @@ class Chain:
             other: What is added behind the batch-norm.
         """
         grid = self._grid(c)
-        y = None if grid is None else self._as_one(c, other, grid)
+        y = None if grid is None else self._as_one(c, Front(other, self.smooth), grid)
         return self._one_by_one(c, other) if y is None else y
 
     def _grid(self, c: Tensor) -> Grid | None:
@@ -68,69 +80,65 @@ class Chain:
             return None
         return Grid(*found[:2], spec.qmin, spec.qmax, found[2], self.clamp)
 
-    def _as_one(self, c: Tensor, other: Tensor | None, grid: Grid) -> Tensor | None:
-        if not can_fuse(c, other):
+    def _as_one(self, c: Tensor, front: Front, grid: Grid) -> Tensor | None:
+        if isinstance(self.norm, nn.LayerNorm):
+            return fused_layer_norm(c, self.norm, grid)
+        if not can_fuse(c, front.other):
             return None
-        if self.norm is None or self.norm.stage is Stage.FOLDED:
-            return fused_fake_quantize(c, grid, other)
-        norm = norm_in_use(self.norm, c)
-        return None if norm is None else run_chain(c, other, norm, grid)
+        if not isinstance(self.norm, StagedBatchNorm) or self.norm.stage is Stage.FOLDED:
+            return fused_fake_quantize(c, grid, front)
+        norm = None if find_images(c) is None else norm_in_use(self.norm, c)
+        return None if norm is None else run_chain(c, norm, grid, front)
 
     def _one_by_one(self, c: Tensor, other: Tensor | None) -> Tensor:
         y = c if self.norm is None else self.norm(c)
         y = y if other is None else y + other
-        return self.fake_quant(y if self.activation is None else self.activation(y))
+        return self.fake_quant(y if self.activation is None else self.activation.call(y))
 
 
-def fuse_chains(model: Captured) -> Callable[..., Any]:
-    """Return the training graph of ``model`` as a function in which chains run as one.
-
-    Args:
-        model: A prepared model; it is not changed.
-
-    Returns:
-        A function of the model and its input tensors.
-    """
-    graph, modules = fx.Graph(), dict[str, nn.Module](model.named_modules())
-    graph.output(graph.graph_copy(model.graphs["train"], {}))
-    for node in list(graph.nodes):
-        found = _find(node, modules)
-        if found is not None:
-            _replace(node, found)
-    graph.lint()
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(code.src, names)
-    return names["forward"]
-
-
-class _Found(NamedTuple):
-    chain: Chain
-    inputs: tuple[fx.Node, ...]
-
-
-def _find(node: fx.Node, modules: dict[str, nn.Module]) -> _Found | None:
-    """Return the chain that ends in ``node``, if one does that is longer than itself."""
+def find_chain(
+    node: fx.Node, modules: dict[str, nn.Module]
+) -> tuple[Chain, tuple[fx.Node, ...]] | None:
+    """Return the chain that ends in ``node`` and what it reads, if one is longer than itself."""
     fake_quant = modules[str(node.target)] if node.op == "call_module" else None
     if not isinstance(fake_quant, FakeQuant):
         return None
-    first, activation = node, ("", None)
-    source = _only_source(node)
-    if source is not None and op_name(source, modules) in CLAMPS and not _changes(source):
-        module = modules[str(source.target)] if source.op == "call_module" else None
-        first, activation = source, (op_name(source, modules), module)
-        source = _only_source(source)
+    first, activation, source = node, None, _only_source(node)
+    if source is not None:
+        activation = _activation(source, modules)
+    if source is not None and activation is not None:
+        first, source = source, _only_source(source)
     inputs = None if source is None else _addends(source, modules)
     alone = [] if source is None else [(source,)]
     for c, *others in inputs or alone:
-        norm = _image_norm(c, modules)
+        norm = _norm(c, modules, alone=first is node and not inputs)
         if norm is not None:
-            return _Found(Chain(norm, activation, fake_quant), (c.all_input_nodes[0], *others))
+            return Chain(norm, activation, fake_quant), (c.all_input_nodes[0], *others)
     if inputs:
-        return _Found(Chain(None, activation, fake_quant), inputs[0])
-    if first is node:
+        return Chain(None, activation, fake_quant), inputs[0]
+    if activation is None:
         return None
-    return _Found(Chain(None, activation, fake_quant), (first.all_input_nodes[0],))
+    return Chain(None, activation, fake_quant), (first.all_input_nodes[0],)
+
+
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | None:
+    """Return the function that ``node`` computes, if there are kernels for it."""
+    name, options = op_name(node, modules), dict(node.kwargs)
+    call: Any = modules[str(node.target)] if node.op == "call_module" else None
+    if _is_unary(node) and name in CLAMPS:
+        return Activation(call or METHODS[name], clamp=CLAMPS[name])
+    if not _is_unary(node) or node.op == "call_method":
+        return None
+    if call is None:
+        options.pop("inplace", None)
+        call = functools.partial(node.target, **options)  # pyright: ignore[reportArgumentType]
+    if name == "gelu":
+        name = GELU[str(getattr(call, "approximate", options.get("approximate", "none")))]
+    return Activation(call, smooth=name) if name in SMOOTH else None
+
+
+def _is_unary(node: fx.Node) -> bool:
+    return len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not _changes(node)
 
 
 def _only_source(node: fx.Node) -> fx.Node | None:
@@ -154,26 +162,18 @@ def _addends(node: fx.Node, modules: dict[str, nn.Module]) -> list[tuple[fx.Node
     return [(a, b), (b, a)]
 
 
-def _image_norm(node: fx.Node, modules: dict[str, nn.Module]) -> StagedBatchNorm | None:
-    """Return the batch-norm of images that ``node`` calls, if only one node reads it."""
+def _norm(node: fx.Node, modules: dict[str, nn.Module], *, alone: bool) -> nn.Module | None:
+    """Return the normalisation that ``node`` calls, if only one node reads it.
+
+    Args:
+        node: What stands in front of an addition, an activation function or a fake-quant.
+        modules: Name to module of the captured model.
+        alone: Whether it is a fake-quant: a layer-norm is only joined with that.
+    """
     module = modules[str(node.target)] if node.op == "call_module" else None
-    if not isinstance(module, StagedBatchNorm) or len(node.users) > 1:
+    if len(node.users) > 1:
         return None
-    return module if isinstance(module, nn.BatchNorm2d) else None
-
-
-def _replace(node: fx.Node, found: _Found) -> None:
-    with node.graph.inserting_before(node):
-        one = node.graph.call_function(found.chain, found.inputs)
-    node.replace_all_uses_with(one)
-    for unread in _unread(node, set(found.inputs)):
-        node.graph.erase_node(unread)
-
-
-def _unread(node: fx.Node, kept: set[fx.Node]) -> Iterator[fx.Node]:
-    """Yield ``node`` and, once it is gone, what nothing reads any more."""
-    sources = node.all_input_nodes
-    yield node
-    for source in sources:
-        if source not in kept and not source.users:
-            yield from _unread(source, kept)
+    if isinstance(module, StagedBatchNorm):
+        return module if isinstance(module, nn.BatchNorm2d) else None
+    plain = isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward
+    return module if plain and alone else None

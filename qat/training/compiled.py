@@ -13,7 +13,7 @@ from qat.functional.fused import fused_kernels
 from qat.functional.inductor import MOST_GRAPHS
 from qat.functional.kept import kept_as_codes
 from qat.graph.captured import Captured
-from qat.graph.chains import fuse_chains
+from qat.graph.training import training_graph
 
 CompileMode = Literal["off", "regional", "step"]
 
@@ -48,7 +48,7 @@ def training_forward(model: nn.Module, mode: CompileMode) -> Callable[..., Any]:
 def _regional(model: nn.Module) -> Callable[..., Any]:
     """Return the forward of training with fused kernels, which keeps codes for the backward."""
     captured = model if isinstance(model, Captured) else None
-    fused = None if captured is None else fuse_chains(captured)
+    fused = None if captured is None else training_graph(captured)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with fused_kernels(), kept_as_codes():

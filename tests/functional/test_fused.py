@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from qat.functional import fused
+from qat.functional import fused, inductor
 from qat.functional.fake_quantize import fake_quantize
 from qat.functional.fused import fused_kernels
-from qat.functional.kernels import kernels
+from qat.functional.kernels import compiles, make_kernels
 from qat.functional.layout import find_rows
 from qat.spec import QuantSpec
 
@@ -127,19 +127,24 @@ def test_nothing_is_kept_but_the_input():
     assert sorted(kept) == [1, 40_000]
 
 
+def forget():
+    compiles.cache_clear()
+    make_kernels.cache_clear()
+
+
 def test_without_a_compiler_it_runs_as_it_is_and_says_so_once(monkeypatch, caplog):
     def refuse(*_, **__):
         raise RuntimeError("no C++ compiler here\nand more")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(inductor, "_compile", refuse)
     scale, zero_point = grid_of(QuantSpec(4), ())
     x = torch.randn(100, 10)
-    kernels.cache_clear()
+    forget()
     try:
         with fused_kernels(), caplog.at_level(logging.WARNING, "qat"):
             found = [fake_quantize(x, scale, zero_point, QuantSpec(4)) for _ in range(2)]
     finally:
-        kernels.cache_clear()
+        forget()
     assert torch.equal(found[0], fake_quantize(x, scale, zero_point, QuantSpec(4)))
     assert [r.message for r in caplog.records] == [
         "fake-quantization runs uncompiled and slower: no C++ compiler here"

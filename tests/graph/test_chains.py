@@ -12,8 +12,9 @@ from qat.fake_quant import Phase, fake_quants
 from qat.functional import fused, kept
 from qat.functional.chain import batch_moments
 from qat.functional.fused import fused_kernels
-from qat.graph.chains import Chain, fuse_chains
+from qat.graph.chains import Chain
 from qat.graph.insert import prepare
+from qat.graph.training import training_graph
 from qat.layers import fold
 from qat.training.compiled import training_forward
 from tests.helpers import calibrate, make_scheme, warm_up
@@ -59,7 +60,7 @@ def prepared(x, fields=LEARNED, bits=8):
 
 
 def chains(model):
-    names = fuse_chains(model).__globals__
+    names = training_graph(model).__globals__
     return [value for value in names.values() if isinstance(value, Chain)]
 
 
@@ -163,7 +164,7 @@ def kept_bytes(model, x, forward, pack):
 
     def look(t):
         packed = pack(t)
-        storage = (t if packed is t else packed.source.codes).untyped_storage()
+        storage = (t if packed is t else packed.recipe.source).untyped_storage()
         if storage.data_ptr() not in parameters:
             found[storage.data_ptr()] = storage.nbytes()
         return packed
@@ -177,7 +178,7 @@ def kept_bytes(model, x, forward, pack):
 def test_less_is_kept_than_by_the_float_model():
     x = torch.randn(64, 3, 8, 8)  # so that quantized weights, kept as they are, count little
     model = prepared(x)
-    fused_forward = fuse_chains(model)
+    fused_forward = training_graph(model)
     ours = kept_bytes(model, x, lambda x: model.call(fused_forward, x), kept._pack)
     floats = Block().train()
     theirs = kept_bytes(floats, x, floats, lambda t: t)
@@ -186,7 +187,7 @@ def test_less_is_kept_than_by_the_float_model():
 
 def test_gradients_through_codes_are_those_of_values(x):
     a, b = prepared(x), prepared(x)
-    forward = fuse_chains(b)
+    forward = training_graph(b)
     step(a, x, training_forward(a, "regional"))
     with fused_kernels():
         y = b.call(forward, x)
@@ -198,6 +199,6 @@ def test_gradients_through_codes_are_those_of_values(x):
 def test_the_model_itself_is_not_changed(x):
     model = prepared(x)
     before = {mode: str(graph) for mode, graph in model.graphs.items()}
-    fuse_chains(model)
+    training_graph(model)
     assert before == {mode: str(graph) for mode, graph in model.graphs.items()}
     assert len(batch_norms(model)) == 3
