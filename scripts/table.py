@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- results -->", "<!-- /results -->"
+MARKS = {kind: (f"<!-- {kind} -->", f"<!-- /{kind} -->") for kind in ("results", "peers")}
 MEASURED = "# Measured: "
 HEAD = (
     "run",
@@ -82,17 +82,46 @@ def row(name: str, reports: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the table as Markdown."""
-    lines = [HEAD, tuple("---" for _ in HEAD), *(row(*item) for item in runs.items())]
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table."""
+    lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def fill(page: str, text: str) -> str:
-    """Put ``text`` between the marks of ``page``."""
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n{text}\n{END}{after}"
+def table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table of runs as Markdown."""
+    return markdown(HEAD, [row(*item) for item in runs.items()])
+
+
+def peers_table(paths: list[Path], runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table of what ``peers.py`` wrote, below the run whose name ends in its width."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for peer in sorted((json.loads(path.read_text()) for path in paths), key=lambda p: p["seed"]):
+        found[peer["bits"]][f"{peer['method']}, rate {peer['lr']:g}"].append(peer)
+    rows = []
+    for bits, methods in sorted(found.items(), reverse=True):
+        ours = [r for name, reports in runs.items() if name.endswith(f"_{bits}") for r in reports]
+        if ours:
+            rows.append((bits, "qat", *_shown([(r["details"]["seed"], _ours(r)) for r in ours])))
+        for method, peers in sorted(methods.items()):
+            rows.append((bits, method, *_shown([(p["seed"], p["fake_quant"]) for p in peers])))
+    return markdown(("bits", "trained by", "seeds", "accuracy %"), rows)
+
+
+def _ours(report: dict[str, Any]) -> float:
+    return report["accuracy"]["fake_quant"]
+
+
+def _shown(results: list[tuple[int, float]]) -> tuple[str, str]:
+    return ", ".join(str(seed) for seed, _ in results), spread([value for _, value in results])
+
+
+def fill(page: str, text: str, kind: str = "results") -> str:
+    """Put ``text`` between the marks of its kind in ``page``."""
+    start, end = MARKS[kind]
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{text}\n{end}{after}"
 
 
 def measured(reports: list[dict[str, Any]]) -> str:
@@ -128,22 +157,30 @@ def main() -> None:
     """Print the table, or write it into a page that has the marks, and into recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, searched through")
-    parser.add_argument("--into", type=Path, help=f"a page with {START} and {END}")
+    parser.add_argument("--into", type=Path, help=f"a page with {' and '.join(MARKS['results'])}")
     parser.add_argument("--recipes", type=Path, help="a folder of recipes whose headers to fill")
+    parser.add_argument(
+        "--peers", nargs="+", type=Path, metavar="FILE", help="what peers.py wrote: a second table"
+    )
     options = parser.parse_args()
     runs = read_runs(options.folders)
-    text = table(runs)
+    texts = {"results": table(runs)}
+    if options.peers:
+        texts["peers"] = peers_table(options.peers, runs)
     for name, reports in runs.items() if options.recipes else ():
         path = options.recipes / f"{name}.yaml"
         if path.is_file():
             path.write_text(stamp(path.read_text(), measured(reports)))
     if options.into is None:
-        print(text)
+        print("\n\n".join(texts.values()))
         return
     page = options.into.read_text() if options.into.is_file() else ""
-    if START not in page or END not in page:
-        parser.error(f"expected {START} and {END} in '{options.into}', got neither: add them.")
-    options.into.write_text(fill(page, text))
+    for kind, text in texts.items():
+        if not all(mark in page for mark in MARKS[kind]):
+            wanted = " and ".join(MARKS[kind])
+            parser.error(f"expected {wanted} in '{options.into}', got neither: add them.")
+        page = fill(page, text, kind)
+    options.into.write_text(page)
 
 
 if __name__ == "__main__":

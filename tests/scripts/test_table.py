@@ -96,3 +96,28 @@ def test_header_has_the_perplexities_where_all_are_known(tmp_path: Path) -> None
     assert run(tmp_path / "runs", "--recipes", tmp_path).returncode == 0
     line = "#   Perplexity: float 3.500, post-training 4.250, onnxruntime 3.750."
     assert line in recipe.read_text().splitlines()
+
+
+def test_peers_stand_below_the_run_of_their_width(tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 88.0), (1, 90.0)):
+        write(tmp_path / f"runs/{seed}", seed, accuracy, when=seed + 1)
+        path = tmp_path / f"runs/{seed}/report.json"
+        path.write_text(path.read_text().replace('"r"', '"net_w4a4"'))
+        peer = {
+            "method": "lsq",
+            "bits": "w4a4",
+            "seed": seed,
+            "lr": 0.01,
+            "fake_quant": accuracy - 1,
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(peer))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results --><!-- /results -->\n<!-- peers --><!-- /peers -->\n")
+    files = [tmp_path / "1.json", tmp_path / "0.json"]
+    assert run(tmp_path / "runs", "--into", page, "--peers", *files).returncode == 0
+    assert page.read_text().endswith(
+        "| w4a4 | qat | 0, 1 | 89.00 ± 1.41 |\n"
+        "| w4a4 | lsq, rate 0.01 | 0, 1 | 88.00 ± 1.41 |\n<!-- /peers -->\n"
+    )
+    done = run(tmp_path / "runs", "--into", page, "--peers", tmp_path / "absent.json")
+    assert done.returncode != 0
