@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 def _grad_scale(x: Tensor, factor: float) -> Tensor:
@@ -60,9 +61,11 @@ class LsqLayer(nn.Module):
 def quantize_layers(model: nn.Module, weight_bits: int, activation_bits: int) -> None:
     """Replace every convolution and linear layer of ``model``, in place.
 
-    Only the first reads signed values: images; behind it are ReLUs.
+    Only the first reads signed values: images; behind it are ReLUs. Attention that reads the
+    weights of its layers stays float.
     """
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    found = [(n, m) for n, m in layers if not isinstance(m, NonDynamicallyQuantizableLinear)]
     for i, (name, layer) in enumerate(found):
         bits = (8, 8) if i in (0, len(found) - 1) else (weight_bits, activation_bits)
         parent, _, child = name.rpartition(".")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from others import OTHERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-SCRIPTS = Path(__file__).parents[1]
 
 
 class Network(NamedTuple):
@@ -105,24 +102,12 @@ def _ours(compile_mode: Any, *, channels_last: bool = True) -> Callable[..., Any
     return make
 
 
-def _lsq(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
-    import torch
+def _other(name: str) -> Callable[..., Any]:
+    def make(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
+        made = OTHERS[name][0](model, x)
+        return made, made
 
-    sys.path.insert(0, str(SCRIPTS))
-    from lsq_layers import quantize_layers
-
-    quantize_layers(model, 8, 8)
-    with torch.no_grad():
-        model(x)
-    return model, model
-
-
-def _pt2e(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
-    sys.path.insert(0, str(SCRIPTS))
-    from peers import prepare_pt2e
-
-    made = prepare_pt2e(model, x, (8, 8), ())
-    return made, made
+    return make
 
 
 MODES: dict[str, Callable[[nn.Module, Tensor], tuple[nn.Module, Callable[..., Any]]]] = {
@@ -131,15 +116,8 @@ MODES: dict[str, Callable[[nn.Module, Tensor], tuple[nn.Module, Callable[..., An
     "qat off": _ours("off", channels_last=False),
     "qat regional": _ours("regional"),
     "qat step": _ours("step"),
-    "LSQ by hand": _lsq,
-    "torchao PT2E": _pt2e,
+    **{name: _other(name) for name in OTHERS},
 }
-NEEDS = {"torchao PT2E": "torchao"}
-
-
-def runs_here(mode: str) -> bool:
-    """Return whether what ``mode`` needs is installed."""
-    return mode not in NEEDS or importlib.util.find_spec(NEEDS[mode]) is not None
 
 
 def make_step(network: str, mode: str, device: str) -> Step:

@@ -53,7 +53,8 @@ def measure(network: str, modes: list[str], rounds: int, device: str) -> list[di
 def run(options: argparse.Namespace) -> int:
     """Measure every network and show the rows."""
     import torch
-    from networks import MODES, NETWORKS, runs_here
+    from networks import MODES, NETWORKS
+    from others import runs_here
     from training_rows import finish
 
     torch.set_num_threads(options.threads)

@@ -12,6 +12,8 @@ from typing import Any
 COLUMNS = {
     "step": ("network", "mode", "median_ms", "ratio_to_float", "ratio_to_float_compiled"),
     "memory": ("network", "mode", "peak_bytes", "memory_ratio"),
+    "op": ("network", "mode", "gigabytes_s", "ratio_to_copy"),
+    "startup": ("network", "mode", "part", "seconds"),
 }
 
 
@@ -72,7 +74,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if isinstance(value, float):
         text = f"{value:.2f}" if column != "median_ms" else f"{value:.0f}"
-        spread = row.get(f"{column}_quartiles")
+        spread = row.get(f"{column}_quartiles", row.get(f"{column}_range"))
         return text if spread is None else f"{text} [{spread[0]:.2f}, {spread[1]:.2f}]"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 

@@ -59,3 +59,22 @@ def test_the_peak_of_a_step_is_more_than_what_it_keeps(monkeypatch):
     monkeypatch.setattr(networks, "NETWORKS", {"tiny": networks.Network(Tiny, 64, 64)})
     kept = 4 * 64 * 8 * 62 * 62  # what the convolution makes
     assert kept < import_module("memory").peak("tiny", "float", "cpu") < 20 * kept
+
+
+def test_rows_of_operators(monkeypatch, tmp_path):
+    op, target = import_module("op"), tmp_path / "rows.json"
+    monkeypatch.setattr(op, "SIZES", {"tiny": (4, 8, 16, 16)})
+    assert op.main(["--rounds", "2", "--threads", "1", "--json", str(target)]) == 0
+    rows = json.loads(target.read_text())
+    assert [row["mode"].split()[1] for row in rows] == ["forward", "backward"] * 2
+    assert all(row["gigabytes_s"] > 0 and row["ratio_to_copy"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_rows_of_a_start(tmp_path):
+    target = tmp_path / "rows.json"
+    arguments = ["--modes", "warm", "--rounds", "1", "--json", str(target)]
+    assert import_module("startup").main(arguments) == 0
+    *parts, whole = [row["seconds"] for row in json.loads(target.read_text())]
+    assert len(parts) == 3
+    assert sum(parts) == pytest.approx(whole)
