@@ -26,7 +26,9 @@ def whole(tmp_path_factory) -> Path:
     return only_run(folder)
 
 
-@pytest.mark.parametrize("phase", STEPS)
+@pytest.mark.parametrize(
+    "phase", [pytest.param(p, marks=() if p == "quantize" else pytest.mark.slow) for p in STEPS]
+)
 def test_killed_and_resumed_is_bit_identical(phase, whole, tmp_path):
     kill = f"{{_target_: tests.runs.KillAt, step: {STEPS[phase]}, mark: '{tmp_path}/mark'}}"
     command = [*SMALL, *FUSED, EVERY_STEP.lstrip("+"), f"+callbacks.kill={kill}"]

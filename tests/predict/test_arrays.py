@@ -36,7 +36,7 @@ def test_rows_are_those_of_numpy(save, dtype, order, shape, tmp_path):
         np.testing.assert_array_equal(rows[i], x[i])
 
 
-@pytest.mark.parametrize("step", [1, 50])
+@pytest.mark.parametrize("step", [1, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("save", SAVE.values(), ids=SAVE)
 def test_memory_does_not_grow_with_an_npz(save, step, tmp_path):
     """96 MiB are read in the memory of the two chunks that zipfile skips by, 16 MiB each."""

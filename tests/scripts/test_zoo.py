@@ -24,13 +24,17 @@ FIFTEEN = {
     "vit_b_32": 0.97,
 }
 
+LARGE = {"densenet121", "vgg11_bn", "convnext_tiny", "swin_t", "inception_v3"}
+
 
 @pytest.fixture
 def zoo(load_script):
     return load_script("zoo")
 
 
-@pytest.mark.parametrize("name", FIFTEEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in FIFTEEN]
+)
 def test_model_is_captured_unchanged(name, zoo):
     row = zoo.examine(name, "capture", samples=2)
     assert row.error == ""

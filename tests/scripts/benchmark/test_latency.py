@@ -42,7 +42,10 @@ def measure(call, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("runtime", NAMES)
+@pytest.mark.parametrize(
+    "runtime",
+    [pytest.param(n, marks=pytest.mark.slow if n == "openvino" else ()) for n in NAMES],
+)
 def test_a_run_with_its_float_model_and_static_quantization(runtime, table_run, measure):
     found, out = measure(table_run, "--static", "--runtime", runtime)
     assert found["rounds"] == 2
