@@ -59,9 +59,10 @@ class Grid(NamedTuple):
 
     def ends(self) -> Ends:
         """Return the grid, which has one scale, for kernels."""
-        numbers = (self.low, self.high, *self.clamp)
-        bounds = (bound(number, self.scale.device) for number in numbers)
-        return Ends(self.scale.detach().view(()), self.zero_point.detach().view(()), *bounds)
+        device = self.scale.device
+        codes = (bound(code, device) for code in (self.low, self.high))
+        clamp = (None if math.isinf(end) else bound(end, device) for end in self.clamp)
+        return Ends(self.scale.detach().view(()), self.zero_point.detach().view(()), *codes, *clamp)
 
     def ends_of_rows(self) -> tuple[Tensor, ...]:
         """Return scales and zero points ``(R, 1)`` and both ends, for kernels of rows."""

@@ -62,20 +62,21 @@ class Ends(NamedTuple):
         zero: Code of the real value 0.
         low: Lowest code.
         high: Highest code.
-        floor: Least value behind the clamp.
-        ceiling: Greatest value behind the clamp.
+        floor: Least value behind the clamp, if there is one.
+        ceiling: Greatest value behind the clamp, if there is one.
     """
 
     scale: Tensor
     zero: Tensor
     low: Tensor
     high: Tensor
-    floor: Tensor
-    ceiling: Tensor
+    floor: Tensor | None
+    ceiling: Tensor | None
 
     def clamp(self, x: Tensor) -> Tensor:
         """Return ``x`` behind the clamp."""
-        return torch.minimum(torch.maximum(x, self.floor), self.ceiling)
+        x = x if self.floor is None else torch.maximum(x, self.floor)
+        return x if self.ceiling is None else torch.minimum(x, self.ceiling)
 
     def snap(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return values on the grid, float32, and their codes, counted from the lowest, uint8."""
@@ -90,9 +91,10 @@ class Ends(NamedTuple):
         """
         return _terms(grad, x, self.scale, self.zero, self.low, self.high)
 
-    def passes(self, x: Tensor) -> Tensor:
-        """Return where gradients pass the clamp."""
-        return (x > self.floor) & (x < self.ceiling)
+    def passed(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient in front of the clamp, 0 beyond and at its ends."""
+        grad = grad if self.floor is None else grad * (x > self.floor)
+        return grad if self.ceiling is None else grad * (x < self.ceiling)
 
 
 def _snap(
@@ -162,7 +164,7 @@ def passed(activation: str, grad: Tensor, x: Tensor, ends: Ends) -> tuple[Tensor
     """
     clamped, smooth = ends.clamp(x), SMOOTH[activation]
     moved, parts = ends.terms(grad.float(), smooth.values(clamped))
-    return smooth.gradient(moved, clamped) * ends.passes(x), parts
+    return ends.passed(smooth.gradient(moved, clamped), x), parts
 
 
 def _snap_rows(x: Tensor, *grid: Tensor) -> Any:
@@ -214,7 +216,7 @@ def make_kernels(device_type: str, activation: str = "") -> Kernels:
 def compiles(device_type: str) -> bool:
     """Return whether kernels can be compiled for a device, and say so where they cannot."""
     x, grad = (torch.zeros(1024, device=device_type) for _ in range(2))
-    ends = [torch.ones((), device=device_type) for _ in GRID]
+    ends = [*(torch.ones((), device=device_type) for _ in GRID[:4]), None, None]
     try:
         made = make_kernels(device_type)
         made.snap_one(x, *Addend(), *ends)

@@ -75,28 +75,26 @@ def measure(network: str, modes: list[str], options: argparse.Namespace) -> list
     return rows
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every network and show the rows, or one of them in this process."""
     import torch
     from networks import MODES, NETWORKS
     from others import runs_here
-    from training_rows import finish
 
     torch.set_num_threads(options.threads)
     if options.one is not None:
         network, mode = options.one
         print(json.dumps({"peak_bytes": peak(network, mode, options.device)}))
-        return 0
+        return []
     modes = [m for m in options.modes or list(MODES) if runs_here(m)]
-    rows = [r for n in options.networks or list(NETWORKS) for r in measure(n, modes, options)]
-    return finish("memory", rows, options)
+    return [r for n in options.networks or list(NETWORKS) for r in measure(n, modes, options)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     from training_rows import run_guarded
 
-    return run_guarded(run, argv, __doc__, EPILOG)
+    return run_guarded("memory", run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def operators(shape: tuple[int, ...], device: str) -> dict[str, tuple[Callable[[
 
     made, x = make_kernels(device), torch.randn(shape, device=device)
     grad, rows = torch.randn_like(x), shape[0]
-    one = [torch.full((), v, device=device) for v in (0.02, 0.0, -128.0, 127.0, -1e9, 1e9)]
+    codes = [torch.full((), v, device=device) for v in (0.02, 0.0, -128.0, 127.0)]
+    one = [*codes, None, None]
     scales = [torch.full((rows, 1), v, device=device) for v in (0.02, 0.0)]
     assert len(one) == len(GRID)
     nothing = [None] * NUM_ADDEND
@@ -47,9 +48,9 @@ def operators(shape: tuple[int, ...], device: str) -> dict[str, tuple[Callable[[
             lambda: made.gradients_of_one(flat[1], flat[0], *nothing, *one),
             BACKWARD * n,
         ),
-        "weight forward": (lambda: made.snap_rows(split[0], *scales, *one[2:4]), FORWARD * n),
+        "weight forward": (lambda: made.snap_rows(split[0], *scales, *codes[2:]), FORWARD * n),
         "weight backward": (
-            lambda: made.gradients_of_rows(split[1], split[0], *scales, *one[2:4]),
+            lambda: made.gradients_of_rows(split[1], split[0], *scales, *codes[2:]),
             BACKWARD * n,
         ),
     }
@@ -92,22 +93,20 @@ def _seconds(call: Callable[[], Any], source: Tensor) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure every operator and show the rows."""
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every operator; return the rows."""
     import torch
-    from training_rows import finish
 
     torch.set_num_threads(options.threads)
     sizes = options.networks or list(SIZES)
-    rows = [row for size in sizes for row in measure(size, options.modes or [], options)]
-    return finish("op", rows, options)
+    return [row for size in sizes for row in measure(size, options.modes or [], options)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     from training_rows import run_guarded
 
-    return run_guarded(run, argv, __doc__, EPILOG)
+    return run_guarded("op", run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

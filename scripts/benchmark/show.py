@@ -89,24 +89,41 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: If matplotlib does not write such a file.
     """
+    panels = {
+        f"batch {batch}": {
+            f"{file['file']}, {file['runtime']}": file["batches"][batch]["median_ms"]
+            for file in result["files"]
+        }
+        for batch in result["files"][0]["batches"]
+    }
+    save_bars(panels, "median latency, ms", path)
+
+
+def save_bars(panels: Mapping[str, Mapping[str, float]], label: str, path: Path) -> None:
+    """Write one panel of bars for each title.
+
+    Args:
+        panels: Title to the name and value of each bar.
+        label: What values are, with their unit.
+        path: An image file, of a kind that matplotlib writes.
+
+    Raises:
+        ConfigError: If matplotlib does not write such a file.
+    """
     from qat.errors import ConfigError
 
-    files = result["files"]
-    batches = list(files[0]["batches"])
-    figure = import_module("matplotlib.figure").Figure(
-        figsize=(8, 1 + 0.4 * len(files) * len(batches)), layout="constrained"
-    )
-    panels = figure.subplots(len(batches), 1, squeeze=False)[:, 0]
-    names = [f"{file['file']}, {file['runtime']}" for file in files]
-    for panel, batch in zip(panels, batches, strict=True):
-        bars = panel.barh(names, [file["batches"][batch]["median_ms"] for file in files])
+    height = 1 + 0.4 * sum(len(values) for values in panels.values())
+    figure = import_module("matplotlib.figure").Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for panel, (title, values) in zip(axes, panels.items(), strict=True):
+        bars = panel.barh(list(values), list(values.values()))
         panel.bar_label(bars, fmt="%.3g")
         panel.invert_yaxis()
-        panel.set_title(f"batch {batch}", loc="left")
-        panel.set_xlabel("median latency, ms")
+        panel.set_title(title, loc="left")
+        panel.set_xlabel(label)
     try:
         figure.savefig(path)
     except ValueError as error:
         raise ConfigError(
-            f"expected an image file for --plot, such as latency.png, got '{path}': rename it."
+            f"expected an image file for --plot, such as figures.png, got '{path}': rename it."
         ) from error

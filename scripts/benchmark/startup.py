@@ -102,21 +102,18 @@ def _spread(seconds: list[float]) -> dict[str, Any]:
     return {"seconds": statistics.median(seconds), "seconds_range": [min(seconds), max(seconds)]}
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure every recipe and show the rows."""
-    from training_rows import finish
-
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every recipe; return the rows."""
     modes = options.modes or ["cold", "warm"]
     recipes = options.networks or list(RECIPES)
-    rows = [row for r in recipes for mode in modes for row in measure(r, mode, options)]
-    return finish("startup", rows, options)
+    return [row for r in recipes for mode in modes for row in measure(r, mode, options)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     from training_rows import run_guarded
 
-    return run_guarded(run, argv, __doc__, EPILOG)
+    return run_guarded("startup", run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

@@ -50,25 +50,23 @@ def measure(network: str, modes: list[str], rounds: int, device: str) -> list[di
     return rows
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure every network and show the rows."""
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every network; return the rows."""
     import torch
     from networks import MODES, NETWORKS
     from others import runs_here
-    from training_rows import finish
 
     torch.set_num_threads(options.threads)
     networks = options.networks or list(NETWORKS)
     modes = [m for m in options.modes or list(MODES) if runs_here(m)]
-    rows = [row for n in networks for row in measure(n, modes, options.rounds, options.device)]
-    return finish("step", rows, options)
+    return [row for n in networks for row in measure(n, modes, options.rounds, options.device)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     from training_rows import run_guarded
 
-    return run_guarded(run, argv, __doc__, EPILOG)
+    return run_guarded("step", run, argv, __doc__, EPILOG)
 
 
 if __name__ == "__main__":

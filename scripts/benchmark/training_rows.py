@@ -9,12 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from show import check_plot, save_bars
+
 COLUMNS = {
     "step": ("network", "mode", "median_ms", "ratio_to_float", "ratio_to_float_compiled"),
     "memory": ("network", "mode", "peak_bytes", "memory_ratio"),
     "op": ("network", "mode", "gigabytes_s", "ratio_to_copy"),
     "startup": ("network", "mode", "part", "seconds"),
 }
+
+
+BARS = {
+    "step": "ratio_to_float",
+    "memory": "memory_ratio",
+    "op": "ratio_to_copy",
+    "startup": "seconds",
+}
+"""What is plotted."""
 
 
 def parse(argv: list[str] | None, text: str | None, epilog: str) -> argparse.Namespace:
@@ -30,20 +41,44 @@ def parse(argv: list[str] | None, text: str | None, epilog: str) -> argparse.Nam
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write bars as an image")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="show what --json wrote; measure nothing",
+    )
     parser.add_argument("--into", type=Path, metavar="PAGE", help="a page with this one's marks")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_args(argv)
 
 
-def run_guarded(
-    run: Callable[[argparse.Namespace], int], argv: list[str] | None, text: str | None, epilog: str
-) -> int:
-    """Parse the arguments and run; a mistake ends in one sentence."""
+Run = Callable[[argparse.Namespace], list[dict[str, Any]]]
+
+
+def run_guarded(kind: str, run: Run, argv: list[str] | None, text: str | None, epilog: str) -> int:
+    """Parse the arguments, run and show the rows; a mistake ends in one sentence."""
     options = parse(argv, text, epilog)
     from qat.cli import guard
 
-    return guard(lambda: run(options), show_traceback=options.traceback)
+    def show() -> int:
+        if options.plot is not None:
+            check_plot()
+        measured = run(options) if options.rows is None else _read(options.rows)
+        return finish(kind, measured, options)
+
+    return guard(show, show_traceback=options.traceback)
+
+
+def _read(paths: list[Path]) -> list[dict[str, Any]]:
+    from qat.errors import ConfigError
+
+    try:
+        return [row for path in paths for row in json.loads(path.read_text())]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected files that --json wrote, got {error}: correct it.") from error
 
 
 def _names(text: str) -> list[str]:
@@ -81,13 +116,25 @@ def _cell(row: dict[str, Any], column: str) -> str:
 
 def finish(kind: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> int:
     """Print the rows, write them where the options say, and return the exit status."""
+    if not rows:
+        return 0
     text = to_markdown(kind, rows, options)
     print(text)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.plot is not None:
+        save_bars(_panels(kind, rows), BARS[kind].replace("_", " "), options.plot)
     if options.into is not None:
         options.into.write_text(fill(options.into.read_text(), kind, text))
     return 0
+
+
+def _panels(kind: str, rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    panels: dict[str, dict[str, float]] = {}
+    for row in rows:
+        name = ", ".join(str(row[key]) for key in ("mode", "part") if key in row)
+        panels.setdefault(row["network"], {})[name] = row[BARS[kind]]
+    return panels
 
 
 def fill(page: str, kind: str, text: str) -> str:

@@ -70,6 +70,32 @@ def test_rows_of_operators(monkeypatch, tmp_path):
     assert all(row["gigabytes_s"] > 0 and row["ratio_to_copy"] > 0 for row in rows)
 
 
+def test_rows_of_before_are_shown_and_nothing_is_measured(tmp_path, capsys):
+    row = {"network": "tiny", "mode": "float", "median_ms": 3.0, "ratio_to_float": 1.0}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        path.write_text(json.dumps([row]))
+    main = import_module("step").main
+    assert main(["--rows", *map(str, paths)]) == 0
+    assert capsys.readouterr().out.count("| tiny | float | 3 | 1.00 |") == 2
+    with pytest.raises(SystemExit, match="1"):
+        main(["--rows", str(tmp_path / "absent.json")])
+    assert "expected files that --json wrote" in capsys.readouterr().err
+
+
+def test_bars(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    path, image = tmp_path / "rows.json", tmp_path / "bars.png"
+    rows = [
+        {"network": n, "mode": m, "median_ms": 3.0, "ratio_to_float": 1.0}
+        for n in "ab"
+        for m in "xy"
+    ]
+    path.write_text(json.dumps(rows))
+    assert import_module("step").main(["--rows", str(path), "--plot", str(image)]) == 0
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_rows_of_a_start(tmp_path):
     target = tmp_path / "rows.json"
