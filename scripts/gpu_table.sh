@@ -57,4 +57,4 @@ epochs=$((epochs < most ? epochs : most))
 [ "$epochs" -ge 1 ] || { echo "expected a budget with room for an epoch of $epoch s behind two timed runs ($one and $two s), got $budget s: raise it" >&2; exit 1; }
 echo "$row: $epoch s an epoch, $epochs epochs in the $left s that are left" >&2
 train "cifar_resnet20_$row" "$epochs" "$@" >/dev/null
-"$python" scripts/table.py runs/cifar_resnet20_* --into recipes/cifar10.md
+"$python" scripts/table.py runs/cifar_resnet20_* --marks full --into recipes/cifar10.md

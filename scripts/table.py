@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-MARKS = {kind: (f"<!-- {kind} -->", f"<!-- /{kind} -->") for kind in ("results", "peers")}
+MARKS = {kind: (f"<!-- {kind} -->", f"<!-- /{kind} -->") for kind in ("results", "full", "peers")}
 MEASURED = "# Measured: "
 HEAD = (
     "run",
@@ -157,14 +157,17 @@ def main() -> None:
     """Print the table, or write it into a page that has the marks, and into recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, searched through")
-    parser.add_argument("--into", type=Path, help=f"a page with {' and '.join(MARKS['results'])}")
+    parser.add_argument("--into", type=Path, help="a page with <!-- results --><!-- /results -->")
+    parser.add_argument(
+        "--marks", choices=("results", "full"), default="results", help="those of the table of runs"
+    )
     parser.add_argument("--recipes", type=Path, help="a folder of recipes whose headers to fill")
     parser.add_argument(
         "--peers", nargs="+", type=Path, metavar="FILE", help="what peers.py wrote: a second table"
     )
     options = parser.parse_args()
     runs = read_runs(options.folders)
-    texts = {"results": table(runs)}
+    texts = {options.marks: table(runs)}
     if options.peers:
         texts["peers"] = peers_table(options.peers, runs)
     for name, reports in runs.items() if options.recipes else ():

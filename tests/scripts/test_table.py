@@ -98,6 +98,16 @@ def test_header_has_the_perplexities_where_all_are_known(tmp_path: Path) -> None
     assert line in recipe.read_text().splitlines()
 
 
+def test_rows_of_full_length_have_marks_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path / "runs/a", 0, 88.0, when=1)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results -->kept<!-- /results --><!-- full -->none<!-- /full -->")
+    assert run(tmp_path / "runs", "--marks", "full", "--into", page).returncode == 0
+    assert page.read_text().startswith(
+        "<!-- results -->kept<!-- /results --><!-- full -->\n| run |"
+    )
+
+
 def test_peers_stand_below_the_run_of_their_width(tmp_path: Path) -> None:
     for seed, accuracy in ((0, 88.0), (1, 90.0)):
         write(tmp_path / f"runs/{seed}", seed, accuracy, when=seed + 1)
