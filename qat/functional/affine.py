@@ -91,16 +91,22 @@ def quantize(
     return steps.add_(expand(zero_point, x.shape)).clamp_(qmin, qmax)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return the real values of integer ``codes``, float32, shape of ``codes``.
+def dequantize(
+    codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the real values of integer ``codes``, shape of ``codes``.
+
+    The result is a new tensor: of one that was changed in place, or converted to the type that it
+    has, dynamo of torch 2.11 loses the gradient when it comes out of an ``autograd.Function``.
 
     Args:
         codes: Integers, of any dtype. Shape ``(...)``.
         scale: Grid spacing in real units; a shape that ``expand`` takes.
         zero_point: Code of the real value 0; shape of ``scale``.
+        dtype: Of the values, which are computed in float32.
     """
-    steps = codes.float() - expand(zero_point, codes.shape)
-    return steps.mul_(expand(scale, codes.shape))
+    values = (codes.float() - expand(zero_point, codes.shape)) * expand(scale, codes.shape)
+    return values if dtype == torch.float32 else values.to(dtype)
 
 
 def _cover(end: Tensor, code: int) -> Tensor:

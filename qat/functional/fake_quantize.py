@@ -36,8 +36,8 @@ class _FakeQuantize(torch.autograd.Function):
             codes = quantize(x, scale, zero_point, qmin, qmax)
         ctx.save_for_backward(x, scale, zero_point, rounded)
         ctx.grid, ctx.estimate = grid, estimate
-        y = dequantize(codes, scale, zero_point)
-        return y if qmax - qmin > 255 else y.to(x.dtype)  # half floats cannot hold wider codes
+        dtype = torch.float32 if qmax - qmin > 255 else x.dtype  # half floats hold no wider codes
+        return dequantize(codes, scale, zero_point, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -31,7 +31,7 @@ class _StepAndRange(torch.autograd.Function):
         ctx.save_for_backward(x, scale, top)
         ctx.signed = signed
         codes = held_codes(x, scale, top, signed)
-        return dequantize(codes, scale, torch.zeros_like(scale)).to(x.dtype)
+        return dequantize(codes, scale, torch.zeros_like(scale), x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

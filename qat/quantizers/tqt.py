@@ -27,8 +27,8 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(x, scale)
         ctx.ends = ends
         zero_point = torch.zeros_like(scale)
-        y = dequantize(quantize(x, scale, zero_point, *ends), scale, zero_point)
-        return y if ends[1] - ends[0] > 255 else y.to(x.dtype)
+        dtype = torch.float32 if ends[1] - ends[0] > 255 else x.dtype
+        return dequantize(quantize(x, scale, zero_point, *ends), scale, zero_point, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
