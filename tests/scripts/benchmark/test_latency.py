@@ -24,7 +24,10 @@ NAMES = [
     "onnxruntime",
     pytest.param(
         "openvino",
-        marks=pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed"),
+        ],
     ),
 ]
 
@@ -42,10 +45,7 @@ def measure(call, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    "runtime",
-    [pytest.param(n, marks=pytest.mark.slow if n == "openvino" else ()) for n in NAMES],
-)
+@pytest.mark.parametrize("runtime", NAMES)
 def test_a_run_with_its_float_model_and_static_quantization(runtime, table_run, measure):
     found, out = measure(table_run, "--static", "--runtime", runtime)
     assert found["rounds"] == 2
