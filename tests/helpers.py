@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.fake_quant import activation_quants, weight_quants
+from qat.functional import kept
+from qat.functional.fused import fused_kernels
 from qat.graph.captured import Captured
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
@@ -77,3 +79,22 @@ def folded(model: nn.Module, scheme: Scheme, x: Tensor) -> tuple[Captured, Plan]
     calibrate(captured, x)
     fold(captured)
     return captured, plan
+
+
+def kept_bytes(model, x, forward, pack):
+    """Bytes that the backward keeps, a tensor that several operations keep counted once."""
+    found, alive = {}, []
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def look(t):
+        packed = pack(t)
+        storage = (t if packed is t else packed.recipe.source).untyped_storage()
+        if storage.data_ptr() not in parameters:
+            alive.append(storage)
+            found[storage.data_ptr()] = storage.nbytes()
+        return packed
+
+    with fused_kernels(), torch.autograd.graph.saved_tensors_hooks(look, kept._unpack):
+        y = forward(x)
+    assert y.grad_fn is not None
+    return sum(found.values())

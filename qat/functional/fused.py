@@ -134,11 +134,16 @@ class _FusedRows(torch.autograd.Function):
 
 
 def find_addend(other: Tensor | None, layout: Layout) -> Addend:
-    """Return what is added for kernels, as codes where those are known."""
-    known = None if other is None else find_codes(other)
-    if known is not None and known.recipe.grid is not None:
-        return Addend(layout.split(known.codes), *known.recipe.grid)
-    return Addend(None if other is None else layout.split(other))
+    """Return what is added for kernels, as codes where those are known.
+
+    Half floats were rounded once more behind their codes, which would be other values.
+    """
+    if other is None:
+        return Addend()
+    known = find_codes(other) if other.dtype == torch.float32 else None
+    if known is None or known.recipe.grid is None:
+        return Addend(layout.split(other))
+    return Addend(layout.split(known.codes), *known.recipe.grid)
 
 
 def save_with_addend(

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 64
-"""Of one compiled step: phases, shapes; torch keeps fewer by default, and then none is used."""
 MOST_ELEMENTS = 2**31 - 1
 """Of a tensor: kernels of GPUs count in 32 bits."""
 _EXAMPLES = {"n": 2**21, "r": 512, "b": 4096, "i": 64, "c": 128, "p": 1024}

@@ -10,10 +10,12 @@ from torch import nn
 
 from qat.errors import ConfigError
 from qat.functional.fused import fused_kernels
-from qat.functional.inductor import MOST_GRAPHS
 from qat.functional.kept import kept_as_codes
 from qat.graph.captured import Captured
 from qat.graph.training import training_graph
+
+MOST_GRAPHS = 64
+"""Of one compiled step: phases, shapes; torch keeps fewer by default, and then none is used."""
 
 CompileMode = Literal["off", "regional", "step"]
 

@@ -30,22 +30,20 @@ def operators(shape: tuple[int, ...], device: str) -> dict[str, tuple[Callable[[
     """Return, by name, a call of each operator and the bytes that it moves."""
     import torch
 
-    from qat.functional.kernels import GRID, NUM_ADDEND, make_kernels
+    from qat.functional.kernels import Addend, make_kernels
 
     made, x = make_kernels(device), torch.randn(shape, device=device)
     grad, rows = torch.randn_like(x), shape[0]
     codes = [torch.full((), v, device=device) for v in (0.02, 0.0, -128.0, 127.0)]
     one = [*codes, None, None]
     scales = [torch.full((rows, 1), v, device=device) for v in (0.02, 0.0)]
-    assert len(one) == len(GRID)
-    nothing = [None] * NUM_ADDEND
     flat = x.view(-1), grad.view(-1)
     split = x.view(rows, -1), grad.view(rows, -1)
     n = x.numel()
     return {
-        "activation forward": (lambda: made.snap_one(flat[0], *nothing, *one), FORWARD * n),
+        "activation forward": (lambda: made.snap_one(flat[0], *Addend(), *one), FORWARD * n),
         "activation backward": (
-            lambda: made.gradients_of_one(flat[1], flat[0], *nothing, *one),
+            lambda: made.gradients_of_one(flat[1], flat[0], *Addend(), *one),
             BACKWARD * n,
         ),
         "weight forward": (lambda: made.snap_rows(split[0], *scales, *codes[2:]), FORWARD * n),

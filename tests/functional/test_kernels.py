@@ -85,6 +85,19 @@ def test_what_is_added_may_be_codes():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_half_floats_are_added_as_they_are():
+    """They lie beside their grid; the codes would add other values."""
+    with fused_kernels(), kept_as_codes():
+        x = torch.randn(8, 100, dtype=torch.bfloat16)
+        other = fused_fake_quantize(torch.randn(8, 100).to(torch.bfloat16) * 3, GRID)
+        assert other is not None
+        assert find_codes(other) is not None
+        sums = [fused_fake_quantize(x, GRID, Front(y)) for y in (other, other.clone())]
+    assert sums[0] is not None
+    assert sums[1] is not None
+    assert torch.equal(*sums)
+
+
 def test_nothing_is_added_by_an_empty_addend():
     x = torch.randn(7)
     assert torch.equal(Addend().add_to(x), x)

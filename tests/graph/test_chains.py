@@ -17,7 +17,7 @@ from qat.graph.insert import prepare
 from qat.graph.training import training_graph
 from qat.layers import fold
 from qat.training.compiled import training_forward
-from tests.helpers import calibrate, make_scheme, warm_up
+from tests.helpers import calibrate, kept_bytes, make_scheme, warm_up
 
 LEARNED = {"quantizer": "lsq", "observer": "min_max"}
 OBSERVED = {"quantizer": "uniform", "observer": "min_max"}
@@ -155,24 +155,6 @@ def test_what_is_changed_in_place_is_left_alone(x):
     calibrate(model, x)
     model.train()
     assert torch.equal(training_forward(model, "regional")(x), model(x))
-
-
-def kept_bytes(model, x, forward, pack):
-    """Bytes that the backward keeps, a tensor that several operations keep counted once."""
-    found = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def look(t):
-        packed = pack(t)
-        storage = (t if packed is t else packed.recipe.source).untyped_storage()
-        if storage.data_ptr() not in parameters:
-            found[storage.data_ptr()] = storage.nbytes()
-        return packed
-
-    with fused_kernels(), torch.autograd.graph.saved_tensors_hooks(look, kept._unpack):
-        y = forward(x)
-    assert y.grad_fn is not None
-    return sum(found.values())
 
 
 def test_less_is_kept_than_by_the_float_model():

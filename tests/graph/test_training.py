@@ -14,7 +14,7 @@ from qat.graph.chains import Chain
 from qat.graph.insert import prepare
 from qat.graph.training import training_graph
 from qat.training.compiled import training_forward
-from tests.helpers import calibrate, make_scheme
+from tests.helpers import calibrate, kept_bytes, make_scheme
 
 LEARNED = {"quantizer": "lsq", "observer": "min_max"}
 SMOOTH = {
@@ -101,25 +101,6 @@ def test_functions_are_found_like_modules(x):
             return self.down(F.gelu(self.up(self.norm1(x)), approximate="tanh"))
 
     assert ("NoneType", "gelu_tanh") in smooth_chains(prepared(x, Functional()))
-
-
-def kept_bytes(model, x, forward, pack):
-    """Bytes that the backward keeps, a tensor that several operations keep counted once."""
-    found, alive = {}, []
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def look(t):
-        packed = pack(t)
-        storage = (t if packed is t else packed.recipe.source).untyped_storage()
-        if storage.data_ptr() not in parameters:
-            alive.append(storage)
-            found[storage.data_ptr()] = storage.nbytes()
-        return packed
-
-    with fused_kernels(), torch.autograd.graph.saved_tensors_hooks(look, kept._unpack):
-        y = forward(x)
-    assert y.grad_fn is not None
-    return sum(found.values())
 
 
 def test_less_is_kept_than_by_the_float_model(x):
