@@ -80,14 +80,16 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from networks import MODES, NETWORKS
     from others import runs_here
+    from training_rows import chosen
 
     torch.set_num_threads(options.threads)
     if options.one is not None:
         network, mode = options.one
         print(json.dumps({"peak_bytes": peak(network, mode, options.device)}))
         return []
-    modes = [m for m in options.modes or list(MODES) if runs_here(m)]
-    return [r for n in options.networks or list(NETWORKS) for r in measure(n, modes, options)]
+    networks = chosen(options.networks, NETWORKS, "--networks")
+    modes = [m for m in chosen(options.modes, MODES, "--modes") if runs_here(m)]
+    return [row for n in networks for row in measure(n, modes, options)]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,9 @@ examples:
   python scripts/benchmark/op.py --modes "activation forward" --rounds 20
 """
 SIZES = {"4.2 M values": (64, 64, 32, 32), "0.5 M values": (16, 32, 32, 32)}
+OPERATORS = [
+    f"{what} {way}" for what in ("activation", "weight") for way in ("forward", "backward")
+]
 FORWARD, BACKWARD = 9, 12
 """Bytes for each value."""
 CALLS = 8
@@ -61,7 +64,7 @@ def measure(size: str, modes: list[str], options: argparse.Namespace) -> list[di
 
     found = operators(SIZES[size], options.device)
     rows = []
-    for mode in [m for m in found if m in modes or not modes]:
+    for mode in modes:
         call, moved = found[mode]
         source = torch.empty(moved // 8, device=options.device)
         pair = {"copy": lambda source=source: source.clone(), mode: call}
@@ -94,10 +97,12 @@ def _seconds(call: Callable[[], Any], source: Tensor) -> float:
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every operator; return the rows."""
     import torch
+    from training_rows import chosen
 
     torch.set_num_threads(options.threads)
-    sizes = options.networks or list(SIZES)
-    return [row for size in sizes for row in measure(size, options.modes or [], options)]
+    sizes = chosen(options.networks, SIZES, "--networks")
+    modes = chosen(options.modes, OPERATORS, "--modes")
+    return [row for size in sizes for row in measure(size, modes, options)]
 
 
 def main(argv: list[str] | None = None) -> int:

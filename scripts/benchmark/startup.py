@@ -77,7 +77,10 @@ def start(recipe: str, cache: str, options: argparse.Namespace) -> dict[str, flo
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"point"')]
     points = {line["point"]: line["seconds"] for line in lines}
     if set(points) != set(POINTS):
-        raise RuntimeError(f"expected {sorted(POINTS)}, got {points}: {done.stderr[-2000:]}")
+        from qat.errors import ConfigError
+
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise ConfigError(f"expected a run that trains a step, got: {said}")
     return points
 
 
@@ -104,7 +107,9 @@ def _spread(seconds: list[float]) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every recipe; return the rows."""
-    modes = options.modes or ["cold", "warm"]
+    from training_rows import chosen
+
+    modes = chosen(options.modes, ("cold", "warm"), "--modes")
     recipes = options.networks or list(RECIPES)
     return [row for r in recipes for mode in modes for row in measure(r, mode, options)]
 

@@ -55,10 +55,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from networks import MODES, NETWORKS
     from others import runs_here
+    from training_rows import chosen
 
     torch.set_num_threads(options.threads)
-    networks = options.networks or list(NETWORKS)
-    modes = [m for m in options.modes or list(MODES) if runs_here(m)]
+    networks = chosen(options.networks, NETWORKS, "--networks")
+    modes = [m for m in chosen(options.modes, MODES, "--modes") if runs_here(m)]
     return [row for n in networks for row in measure(n, modes, options.rounds, options.device)]
 
 

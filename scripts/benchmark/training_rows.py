@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,23 @@ def parse(argv: list[str] | None, text: str | None, epilog: str) -> argparse.Nam
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_args(argv)
+
+
+def chosen(given: list[str] | None, known: Iterable[str], option: str) -> list[str]:
+    """Return what an option lists, or all that is known.
+
+    Raises:
+        ConfigError: If a name is unknown.
+    """
+    from qat.errors import ConfigError
+
+    names = list(known)
+    for name in given or ():
+        if name not in names:
+            raise ConfigError(
+                f"expected {option} among {', '.join(names)}, got '{name}': correct it."
+            )
+    return given or names
 
 
 Run = Callable[[argparse.Namespace], list[dict[str, Any]]]

@@ -83,6 +83,25 @@ def test_rows_of_before_are_shown_and_nothing_is_measured(tmp_path, capsys):
     assert "expected files that --json wrote" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "known"),
+    [
+        ("step", "--networks", "resnet18_cifar"),
+        ("step", "--modes", "qat regional"),
+        ("memory", "--modes", "qat regional"),
+        ("op", "--modes", "activation forward"),
+        ("startup", "--modes", "cold, warm"),
+    ],
+)
+def test_unknown_names_are_refused(name, option, known, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        import_module(name).main([option, "flaot"])
+    error = capsys.readouterr().err
+    assert f"expected {option} among " in error
+    assert known in error
+    assert "got 'flaot': correct it." in error
+
+
 def test_bars(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     path, image = tmp_path / "rows.json", tmp_path / "bars.png"
