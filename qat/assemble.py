@@ -162,7 +162,7 @@ def make_task(setup: Setup, config: Config) -> QATTask:
     """Build the LightningModule of a run; its model moves to the memory format of the config.
 
     Raises:
-        ConfigError: If ``channels_last`` or ``compile`` is another word.
+        ConfigError: If ``channels_last``, ``compile`` or ``checkpointing`` is another word.
     """
     if not isinstance(config["channels_last"], bool):
         raise ConfigError(
@@ -181,7 +181,7 @@ def make_task(setup: Setup, config: Config) -> QATTask:
         optimizer["label_smoothing"],
         config=dict(config),
     )
-    task.compute = training_forward(setup.captured, config["compile"])
+    task.compute = training_forward(setup.captured, config["compile"], config["checkpointing"])
     return task
 
 

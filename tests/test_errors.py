@@ -48,6 +48,11 @@ def fails(arguments, folder, monkeypatch, capsys):
     [
         ([*DIGITS, "channels_last=perhaps"], ["channels_last=true", "got 'perhaps'", "correct"]),
         ([*DIGITS, "compile=regionl"], ["compile=regional or compile=step", "'regionl'"]),
+        ([*DIGITS, "checkpointing=1"], ["segments from 2 on", "got 1", "correct"]),
+        (
+            [*DIGITS, "checkpointing=auto", "compile=step"],
+            ["checkpointing=off with compile=step", "'auto'", "compile=regional"],
+        ),
         (["recipe=resnet_w4a9"], ["recipe", "'resnet_w4a9'", "did you mean", "resnet_w4a8"]),
         (["model=resnet21"], ["model", "'resnet21'", "did you mean"]),
         (["data=digit"], ["data", "'digit'", "did you mean", "digits"]),

@@ -73,7 +73,7 @@ def keep(y: Tensor, recipe: Recipe) -> Tensor:
         recipe: Makes ``y``.
     """
     y = y.data  # no view: what is a view of it then keeps it alive, and not what it was made of
-    _remember(y, recipe)
+    remember(y, recipe)
     return y
 
 
@@ -81,7 +81,13 @@ def _address(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-def _remember(y: Tensor, recipe: Recipe) -> None:
+def remember(y: Tensor, recipe: Recipe) -> None:
+    """Know how the memory of ``y`` is made for as long as ``y``, or a view of it, lives.
+
+    Args:
+        y: A tensor, or a view of one that nothing else refers to.
+        recipe: Makes all of that memory.
+    """
     address = _address(y)
     _kept[address] = weakref.ref(y, lambda _: _kept.pop(address, None)), recipe
 
@@ -92,6 +98,12 @@ def _find(x: Tensor) -> _View | None:
     if source is None or recipe is None or source._version or x.dtype != source.dtype:
         return None
     return _View(recipe, x.size(), x.stride(), int(x.storage_offset()))
+
+
+def find_recipe(x: Tensor) -> Recipe | None:
+    """Return what makes the memory of ``x``, where it is known."""
+    found = _find(x)
+    return None if found is None else found.recipe
 
 
 def find_codes(x: Tensor) -> Codes | None:
@@ -114,7 +126,7 @@ def rearranged(x: Tensor, rearrange: Callable[[Tensor], Tensor]) -> Tensor:
     layout = flat(y)
     if codes is not None and layout is not None and _address(y) != _address(x):
         copied = layout.split(rearrange(codes.codes))
-        _remember(y, codes.recipe._replace(source=copied, layout=layout))
+        remember(y, codes.recipe._replace(source=copied, layout=layout))
     return y
 
 

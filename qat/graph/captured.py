@@ -16,6 +16,15 @@ from qat.graph.views import CONTAINER
 MODES = ("train", "eval")
 
 
+def make_function(graph: fx.Graph) -> Callable[..., Any]:
+    """Check ``graph`` and make a Python function of it, of the model and the graph's inputs."""
+    graph.lint()
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    return names["forward"]
+
+
 class Captured(nn.Module):
     """A model that runs from its graphs.
 
@@ -116,11 +125,7 @@ class Captured(nn.Module):
     def recompile(self) -> None:
         """Check the graphs and make Python functions of them; call it after every change."""
         for mode, graph in self.graphs.items():
-            graph.lint()
-            code = graph.python_code("self")
-            names = dict(code.globals)
-            exec(code.src, names)
-            self._forwards[mode] = names["forward"]
+            self._forwards[mode] = make_function(graph)
 
     def add_views(self, views: dict[str, nn.Module]) -> None:
         """Give the modules of functional layers a place in the tree.

@@ -56,6 +56,7 @@ class Chain:
         self.modules = [part for part in parts if isinstance(part, nn.Module)]
         self.clamp = NO_CLAMP if activation is None else activation.clamp
         self.smooth = "" if activation is None else activation.smooth
+        self.in_place = any(getattr(part, "inplace", False) for part in parts)
         self.__name__ = self.__qualname__ = "chain"  # generated code calls it by name
 
     def __call__(self, c: Tensor, other: Tensor | None = None) -> Tensor:

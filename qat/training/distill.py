@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.errors import ConfigError
+from qat.graph.checkpointing import runs_again
 from qat.training.evaluate import first_output
 
 
@@ -68,7 +69,8 @@ class Features:
     def _keep(self, path: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Tensor) -> None:
             del module, args
-            self._outputs[path] = output
+            if not runs_again():
+                self._outputs[path] = output
 
         return keep
 

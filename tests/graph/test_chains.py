@@ -12,6 +12,7 @@ from qat.fake_quant import Phase, fake_quants
 from qat.functional import fused, kept
 from qat.functional.chain import batch_moments
 from qat.functional.fused import fused_kernels
+from qat.graph.captured import make_function
 from qat.graph.chains import Chain
 from qat.graph.insert import prepare
 from qat.graph.training import training_graph
@@ -60,7 +61,7 @@ def prepared(x, fields=LEARNED, bits=8):
 
 
 def chains(model):
-    names = training_graph(model).__globals__
+    names = make_function(training_graph(model)).__globals__
     return [value for value in names.values() if isinstance(value, Chain)]
 
 
@@ -160,7 +161,7 @@ def test_what_is_changed_in_place_is_left_alone(x):
 def test_less_is_kept_than_by_the_float_model():
     x = torch.randn(64, 3, 8, 8)  # so that quantized weights, kept as they are, count little
     model = prepared(x)
-    fused_forward = training_graph(model)
+    fused_forward = make_function(training_graph(model))
     ours = kept_bytes(model, x, lambda x: model.call(fused_forward, x), kept._pack)
     floats = Block().train()
     theirs = kept_bytes(floats, x, floats, lambda t: t)
@@ -169,7 +170,7 @@ def test_less_is_kept_than_by_the_float_model():
 
 def test_gradients_through_codes_are_those_of_values(x):
     a, b = prepared(x), prepared(x)
-    forward = training_graph(b)
+    forward = make_function(training_graph(b))
     step(a, x, training_forward(a, "regional"))
     with fused_kernels():
         y = b.call(forward, x)

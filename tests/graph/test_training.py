@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from qat.fake_quant import fake_quants
 from qat.functional import fused, kept
 from qat.functional.fused import fused_kernels
+from qat.graph.captured import make_function
 from qat.graph.chains import Chain
 from qat.graph.insert import prepare
 from qat.graph.training import training_graph
@@ -63,7 +64,7 @@ def prepared(x, block):
 
 
 def smooth_chains(model):
-    names = training_graph(model).__globals__
+    names = make_function(training_graph(model)).__globals__
     found = [value for value in names.values() if isinstance(value, Chain)]
     return sorted((type(c.norm).__name__, c.smooth) for c in found)
 
@@ -106,7 +107,7 @@ def test_functions_are_found_like_modules(x):
 def test_less_is_kept_than_by_the_float_model(x):
     x = torch.randn(64, 12, 16, requires_grad=True)
     model = prepared(x.detach(), Block())
-    forward = training_graph(model)
+    forward = make_function(training_graph(model))
     ours = kept_bytes(model, x, lambda x: model.call(forward, x), kept._pack)
     floats = Block().train()
     theirs = kept_bytes(floats, x, floats, lambda t: t)
@@ -116,7 +117,7 @@ def test_less_is_kept_than_by_the_float_model(x):
 def test_floats_are_kept_where_they_are_made_and_nowhere_else(x):
     """Not as heads, transposed or copied: products and linear layers keep codes."""
     model, floats = prepared(x, Block()), {}
-    forward = training_graph(model)
+    forward = make_function(training_graph(model))
     parameters = {p.data_ptr() for p in model.parameters()}
 
     def look(t):

@@ -17,6 +17,7 @@ from qat.graph.plan import Plan
 from qat.models import build
 from qat.models.registry import OURS
 from qat.training.callbacks import Calibrate, Distill
+from qat.training.compiled import training_forward
 from qat.training.distill import Features, Teacher, distillation_loss, feature_loss
 from qat.training.optim import Rates
 from qat.training.schedule import Schedule
@@ -239,3 +240,14 @@ def test_group_of_features_names_ends_of_blocks():
     assert distill._paths(model, model) == [
         f"layer{stage}.{block}.bn2" for stage in (1, 2, 3) for block in range(3)
     ]
+
+
+def test_features_are_those_of_the_forward_when_layers_run_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(4)))
+    captured, _ = prepare(model, make_scheme(), torch.randn(2, 3))
+    features, forward = Features(captured.train(), ["1.0"]), training_forward(captured, "off", 4)
+    y = forward(torch.randn(5, 3))
+    (found,) = features.take()
+    (y.sum() + found.square().sum()).backward()
+    assert not features._outputs  # nothing is held until the next step
