@@ -88,7 +88,9 @@ def _float_compiled(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..
     return model, torch.compile(model, dynamic=False)
 
 
-def _ours(compile_mode: Any, *, channels_last: bool = True) -> Callable[..., Any]:
+def _ours(
+    compile_mode: Any, checkpointing: Any = "off", *, channels_last: bool = True
+) -> Callable[..., Any]:
     def make(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
         import torch
 
@@ -97,7 +99,7 @@ def _ours(compile_mode: Any, *, channels_last: bool = True) -> Callable[..., Any
         captured = prepared(model, x)
         if channels_last:
             captured.to(memory_format=torch.channels_last)
-        return captured, training_forward(captured, compile_mode)
+        return captured, training_forward(captured, compile_mode, checkpointing)
 
     return make
 
@@ -115,6 +117,7 @@ MODES: dict[str, Callable[[nn.Module, Tensor], tuple[nn.Module, Callable[..., An
     "float compiled": _float_compiled,
     "qat off": _ours("off", channels_last=False),
     "qat regional": _ours("regional"),
+    "qat checkpointing": _ours("regional", "auto"),
     "qat step": _ours("step"),
     **{name: _other(name) for name in OTHERS},
 }
