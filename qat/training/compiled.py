@@ -32,7 +32,7 @@ def training_forward(
     bits, and a value at a tie may take the code beside. With checkpointing every bit is the same.
 
     Args:
-        model: A prepared model; it is not changed.
+        model: A prepared model; it is not changed. One that was not captured has no segments.
         mode: ``"off"`` runs it as it is; ``"regional"`` with fused fake-quantization, compiled once
             in seconds and kept on disk; ``"step"`` compiles all of it when it is first called, and
             again in every phase, about a minute for a ResNet-20 on two cores.

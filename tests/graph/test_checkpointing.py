@@ -133,11 +133,11 @@ def prepared(name, fields, **scheme):
     return captured.train()
 
 
-def train(model, forward, steps=3):
-    """Return the losses of some steps, and the gradients of the last."""
-    torch.manual_seed(1)
+def train(model, forward, seed=1):
+    """Return the losses of three steps, and the gradients of the last."""
+    torch.manual_seed(seed)
     optimizer, losses = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), []
-    for _ in range(steps):
+    for _ in range(3):
         x = torch.randn(6, 3, 8, 8)
         optimizer.zero_grad()
         loss = F.cross_entropy(forward(x), torch.arange(6) % 5)
@@ -339,3 +339,27 @@ def test_evaluation_and_inference_run_as_they_are():
     with torch.no_grad():
         assert not forward(x).requires_grad
     assert torch.equal(model.eval()(x), forward(x))
+
+
+def test_ranks_that_share_statistics_agree_again(two_ranks):
+    """Batch-norms and observers add up over both, in the forward and again in the backward."""
+    script = """
+        from tests.graph.test_checkpointing import LIVE, deepcopy, prepared, train, training_forward
+        from qat.batch_norm import batch_norms
+
+        torch.set_num_threads(1)
+        plain, found = prepared("mobilenet", LIVE), {}
+        for norm in batch_norms(plain):
+            norm.synchronised = True
+        for checkpointing in ("off", "auto"):
+            model = deepcopy(plain)
+            found[checkpointing] = train(model, training_forward(model, "off", checkpointing), rank)
+            found[checkpointing] += (dict(model.named_buffers()),)
+        torch.save(found, out)
+    """
+    for found in two_ranks(script):
+        losses, gradients, buffers = found["off"]
+        other_losses, other_gradients, other_buffers = found["auto"]
+        assert torch.equal(losses, other_losses)
+        assert all(g is None or torch.equal(g, other_gradients[n]) for n, g in gradients.items())
+        assert all(torch.equal(b, other_buffers[n]) for n, b in buffers.items())
