@@ -1,6 +1,7 @@
 """The contract of all data modules; a data set only has to implement :meth:`DataModule.load`."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -166,6 +167,24 @@ class DataModule(pl.LightningDataModule):
     def _in_order(self, source: Source) -> SourceLoader:
         order = EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False)
         return SourceLoader(source, order, self.num_workers)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training inputs differ from epoch to epoch: augmentation, or moving windows."""
+        return self._train_view().is_random
+
+    def training_inputs(self) -> Iterator[Tensor]:
+        """Read every training input as the first epoch has it, in the data set's order.
+
+        Yields:
+            Batches of (batch_size, *input_shape), all of them on every rank; the last is filled up
+            with the first samples. A training set smaller than one batch comes as a single batch.
+        """
+        train = self._train_view()
+        size = min(self.batch_size, len(train))
+        for start in range(0, len(train), size):
+            places = [(0, i % len(train)) for i in range(start, start + size)]
+            yield train.__getitems__(places)[0]
 
     def calibration_batches(self, num: int) -> list[Tensor]:
         """Read training inputs without augmentation, the same on every rank and in every epoch.

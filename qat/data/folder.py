@@ -72,6 +72,11 @@ class ImageSource(Source):
         """Shape of one sample, without the batch."""
         return (3, self.size, self.size)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether a sample's inputs differ from epoch to epoch."""
+        return self.seed is not None
+
 
 class FolderData(DataModule):
     """``root/train/<class>/*.jpg`` to train on and ``root/val`` (or ``root/test``) as the test set.

@@ -67,6 +67,11 @@ class Source(Dataset[Any], ABC):
         """Shape of one sample, without the batch."""
 
     @property
+    @abstractmethod
+    def is_random(self) -> bool:
+        """Whether a sample's inputs differ from epoch to epoch."""
+
+    @property
     def is_on_device(self) -> bool:
         """Whether batches come on another device than the CPU."""
         return False
@@ -99,6 +104,11 @@ class View(Source):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
         return self.source.input_shape
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a sample's inputs differ from epoch to epoch."""
+        return self.source.is_random
 
     @property
     def is_on_device(self) -> bool:

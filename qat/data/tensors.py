@@ -123,6 +123,11 @@ class TensorSource(Source):
         return tuple(self.x.shape[1:])
 
     @property
+    def is_random(self) -> bool:
+        """Whether a sample's inputs differ from epoch to epoch."""
+        return self.augment is not None
+
+    @property
     def is_on_device(self) -> bool:
         """Whether batches come on another device than the CPU."""
         return self.x.device.type != "cpu"

@@ -85,6 +85,11 @@ class TextSource(Source):
         """Shape of one sample, without the batch."""
         return (self.context,)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether windows move from epoch to epoch; none can in a stretch of its own length."""
+        return self.moves and self.stretch > self.context + 1
+
 
 class TextData(DataModule):
     """Text files as bytes; every tenth file, in the order of their names, is for the test.

@@ -146,6 +146,27 @@ def test_calibration_is_plain_training_data(make: Make) -> None:
     assert len(data.calibration_batches(10_000)) == len(plain) // 8
 
 
+def test_every_training_input_comes_once_in_order_in_full_batches(make: Make) -> None:
+    data = make(batch_size=8)
+    x = torch.cat(list(data.training_inputs()))
+    assert data._train is not None
+    count = len(data._train)
+    known, _ = data._train.__getitems__([(0, i) for i in range(count)])
+    assert len(x) == -(-count // 8) * 8
+    assert torch.equal(x, known[torch.arange(len(x)) % count])
+
+
+def test_random_says_whether_inputs_differ_between_epochs(make: Make) -> None:
+    data = make(batch_size=8)
+    data.setup()
+    assert data._train is not None
+    assert data.is_random is data._train.is_random
+    for view in (data._train, data._train.plain()):
+        places = range(len(view))
+        a, b = (view.__getitems__([(epoch, i) for i in places])[0] for epoch in (0, 1))
+        assert view.is_random is not torch.equal(a, b)
+
+
 def test_setup_twice_keeps_everything(make: Make) -> None:
     data = make()
     data.setup("fit")

@@ -42,6 +42,13 @@ def test_plain_windows_stay() -> None:
     assert torch.equal(x[:, 0], torch.tensor([40, 80]))
 
 
+def test_windows_as_long_as_their_stretches_cannot_move() -> None:
+    text = source(45, 8, 100)
+    assert not text.table(3).any()
+    assert not text.is_random
+    assert source(200, 8, 5).is_random
+
+
 def test_as_many_samples_as_have_a_window() -> None:
     assert len(source(45, 8, 100)) == 5
     assert len(source(9, 8, 100)) == 1
