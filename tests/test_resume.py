@@ -110,3 +110,20 @@ def test_a_run_killed_between_two_widths_resumes_exactly(tmp_path):
     assert train(folders[1], *command, kill).returncode == -9
     assert train(folders[1], *command, kill, "ckpt_path=last").returncode == 0
     check_equal(*map(only_run, folders))
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_from_kept_logits_and_dies_twice_resumes_exactly(tmp_path):
+    kept = ["distillation.cache=true", "data.augment=none"]
+    command = [*SMALL, EVERY_STEP.lstrip("+"), *kept]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    done = train(folders[0], *command)
+    assert done.returncode == 0, done.stderr
+    for phase in ("quantize", "fold"):
+        kill = f"_target_: tests.runs.KillAt, step: {STEPS[phase]}, mark: '{tmp_path}/{phase}'"
+        command.append(f"+callbacks.kill_{phase}={{{kill}}}")
+    assert train(folders[1], *command).returncode == -9
+    assert train(folders[1], *command, "ckpt_path=last").returncode == -9
+    resumed = train(folders[1], *command, "ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    check_equal(*map(only_run, folders))

@@ -8,7 +8,7 @@ each sample's features are scaled to length 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,17 +99,18 @@ class Features:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model and how much it has to say.
+    """A frozen model, or what it once said, and how much it has to say.
 
     Attributes:
-        model: In eval mode; no part of the student's module tree.
+        model: Makes logits of a batch: a model in eval mode, no part of the student's module tree,
+            or a ``TeacherCache``.
         weight: Share of the distillation loss, 0 to 1; the labels have the rest.
         temperature: Softens the classes of both.
         features: Of student and teacher, under the same paths, if they are compared.
         feature_weight: What their mean loss is multiplied by; it is added to the others.
     """
 
-    model: nn.Module
+    model: Callable[[Tensor], Any]
     weight: float
     temperature: float
     features: tuple[Features, Features] | None = None

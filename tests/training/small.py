@@ -26,6 +26,7 @@ class Data(pl.LightningDataModule):
     """64 images ``(4, 5, 5)`` of 3 classes, in batches of 8."""
 
     num_classes = 3
+    is_random = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +37,9 @@ class Data(pl.LightningDataModule):
         return DataLoader(TensorDataset(self.x, self.y), 8)
 
     train_dataloader = val_dataloader = test_dataloader = loader
+
+    def training_inputs(self) -> list[Tensor]:
+        return list(self.x.split(8))
 
     def calibration_batches(self, num: int) -> list[Tensor]:
         return list(self.x.split(8)[:num])
@@ -68,6 +72,7 @@ def fit(
     *callbacks: pl.Callback,
     resume: Path | None = None,
     epochs: int = EPOCHS,
+    data: pl.LightningDataModule | None = None,
     **values: Any,
 ) -> pl.Trainer:
     """Train ``task``, quietly."""
@@ -84,7 +89,9 @@ def fit(
             callbacks=list(callbacks),
             **values,
         )
-        trainer.fit(task, datamodule=Data(), ckpt_path=resume, weights_only=bool(resume) or None)
+        trainer.fit(
+            task, datamodule=data or Data(), ckpt_path=resume, weights_only=bool(resume) or None
+        )
     return trainer
 
 

@@ -15,6 +15,7 @@ from qat.models import build, load_checkpoint
 from qat.training.callbacks.milestone import Milestone
 from qat.training.distill import Features, Teacher
 from qat.training.task import QATTask
+from qat.training.teacher_cache import TeacherCache, check_misses
 
 
 class Distill(Milestone):
@@ -28,9 +29,12 @@ class Distill(Milestone):
         ckpt: The other model's float checkpoint.
         features: Glob patterns of module names whose outputs are compared, separated by ``|``.
         feature_weight: What that loss is multiplied by.
+        cache: Whether the teacher's logits of all training samples are computed once, by every
+            process, and looked up in each step; for samples that are the same in every epoch.
 
     Raises:
-        ConfigError: If a value is out of range, or one of ``model`` and ``ckpt`` is missing.
+        ConfigError: If a value is out of range, or one of ``model`` and ``ckpt`` is missing, or
+            features, which are not kept, are to be compared with ``cache``.
     """
 
     name = "calibrate"
@@ -44,6 +48,7 @@ class Distill(Milestone):
         ckpt: str | None = None,
         features: str = "",
         feature_weight: float = 1.0,
+        cache: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= weight <= 1 or temperature <= 0 or feature_weight < 0:
@@ -57,9 +62,16 @@ class Distill(Milestone):
                 "expected distillation.model and distillation.ckpt together, got "
                 f"{model} and {ckpt}: give both for another teacher, or none."
             )
+        if cache and features:
+            raise ConfigError(
+                "expected no distillation.features with distillation.cache=true, got "
+                f"'{features}': logits alone are kept; set distillation=logits or "
+                "distillation.cache=false."
+            )
         self.weight, self.temperature = weight, temperature
         self.model, self.ckpt = model, ckpt
         self.features, self.feature_weight = features, feature_weight
+        self.cache = cache
         self.teacher: dict[str, Tensor] | None = None
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
@@ -70,15 +82,21 @@ class Distill(Milestone):
         if self.ckpt is not None:
             load_checkpoint(model, self.ckpt)
         self.teacher = {name: value.clone() for name, value in model.state_dict().items()}
-        self._teach(model, task)
+        self._teach(model, trainer, task)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring a resumed run's teacher back; where nothing is trained, nobody needs one."""
+        """Bring a resumed run's teacher back; where nothing is trained, nobody needs one.
+
+        Raises:
+            ConfigError: If logits cannot be looked up, as samples differ from epoch to epoch.
+        """
         assert isinstance(pl_module, QATTask)
+        if self.cache and pl_module.schedule.epochs > 0:
+            _check_repeats(trainer)
         if self.teacher is not None:
             model = self._untaught(trainer, pl_module)
             model.load_state_dict(self.teacher)  # phases too: a teacher never quantizes
-            self._teach(model, pl_module)
+            self._teach(model, trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Act if the moment never came, and stop looking at the student's features."""
@@ -93,8 +111,27 @@ class Distill(Milestone):
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         return build(self.model, data.num_classes).to(task.device)
 
-    def _teach(self, model: nn.Module, task: QATTask) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for unknown samples in front of the validation that saves a checkpoint."""
+        self._check_misses(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for unknown samples in an epoch without validation, too."""
+        self._check_misses(trainer, pl_module)
+
+    def _check_misses(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, QATTask)
+        cache = pl_module.teacher.model if pl_module.teacher is not None else None
+        if isinstance(cache, TeacherCache):
+            check_misses(trainer.strategy.reduce(cache.misses.clone(), reduce_op="sum"))
+
+    def _teach(self, model: nn.Module, trainer: pl.Trainer, task: QATTask) -> None:
         model.requires_grad_(False).eval()
+        if self.cache:
+            data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            cache = TeacherCache(model, data.training_inputs())
+            task.teacher = Teacher(cache, self.weight, self.temperature)
+            return
         paths, features = self._paths(task.model, model), None
         if paths:
             features = Features(task.model, paths), Features(model, paths)
@@ -127,3 +164,13 @@ class Distill(Milestone):
         """Restore what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
         self.teacher = state_dict["teacher"]
+
+
+def _check_repeats(trainer: pl.Trainer) -> None:
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    if data.is_random:
+        raise ConfigError(
+            "expected training samples that are the same in every epoch with "
+            "distillation.cache=true, got ones that are augmented, or windows that move: set "
+            "data.augment=none where the data set has that, or distillation.cache=false."
+        )
