@@ -98,6 +98,14 @@ class Distill(Milestone):
             model.load_state_dict(self.teacher)  # phases too: a teacher never quantizes
             self._teach(model, trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for unknown samples in front of the validation that saves a checkpoint."""
+        self._check_misses(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for unknown samples in an epoch without validation, too."""
+        self._check_misses(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Act if the moment never came, and stop looking at the student's features."""
         super().on_train_end(trainer, pl_module)
@@ -110,14 +118,6 @@ class Distill(Milestone):
             return deepcopy(task.model)
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         return build(self.model, data.num_classes).to(task.device)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for unknown samples in front of the validation that saves a checkpoint."""
-        self._check_misses(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for unknown samples in an epoch without validation, too."""
-        self._check_misses(trainer, pl_module)
 
     def _check_misses(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, QATTask)
