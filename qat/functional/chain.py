@@ -124,7 +124,7 @@ def run_chain(c: Tensor, norm: Norm, grid: Grid, front: Front) -> Tensor:
     """
     layout, axis = _images(c)
     how = _How(norm, grid, layout, axis, image_kernels(c.device.type, axis, front.activation))
-    return _Chain.apply(how, c, front.other, norm.weight, norm.bias, grid.scale)
+    return _Chain.apply(how, c, front.other, norm.weight, norm.bias, grid.receiver)
 
 
 def _images(c: Tensor) -> tuple[Layout, int]:

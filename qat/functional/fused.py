@@ -43,6 +43,7 @@ class Grid(NamedTuple):
         high: Highest code.
         factor: Multiplies the gradient of ``scale``.
         clamp: The least and the greatest value; beyond and at them there is no gradient.
+        learned: What receives the gradient of ``scale``, if that is not ``scale`` itself.
     """
 
     scale: Tensor
@@ -51,6 +52,12 @@ class Grid(NamedTuple):
     high: int
     factor: float = 1.0
     clamp: tuple[float, float] = NO_CLAMP
+    learned: Tensor | None = None
+
+    @property
+    def receiver(self) -> Tensor:
+        """What receives the gradient of the scale, shape of ``scale``."""
+        return self.scale if self.learned is None else self.learned
 
     @property
     def has_bytes(self) -> bool:
@@ -193,8 +200,8 @@ def fused_fake_quantize(x: Tensor, grid: Grid, front: Front = NOTHING) -> Tensor
         return None
     how = grid, layout, make_kernels(x.device.type, front.activation)
     if len(layout.seen) == 1:
-        return _FusedOne.apply(how, x, front.other, grid.scale)
-    return _FusedRows.apply(how, x, grid.scale)
+        return _FusedOne.apply(how, x, front.other, grid.receiver)
+    return _FusedRows.apply(how, x, grid.receiver)
 
 
 @contextlib.contextmanager

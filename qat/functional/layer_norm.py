@@ -116,4 +116,4 @@ def fused_layer_norm(x: Tensor, norm: nn.LayerNorm, grid: Grid) -> Tensor | None
     layout = find_rows(x, torch.Size([*leading, *ones]))
     if layout is None or len(layout.seen) == 1 or 1 in layout.seen:
         return None
-    return _NormedRows.apply(_How(norm.eps, grid, layout), x, norm.weight, norm.bias, grid.scale)
+    return _NormedRows.apply(_How(norm.eps, grid, layout), x, norm.weight, norm.bias, grid.receiver)

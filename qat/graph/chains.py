@@ -75,11 +75,10 @@ class Chain:
         looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
         if looked_at or not self.fake_quant.only_snaps:
             return None
-        quantizer = self.fake_quant.quantizer
-        found, spec = quantizer.grid_of(c), quantizer.spec
-        if found is None or found[0].numel() > 1 or spec.qmax - spec.qmin > 255:
+        grid = self.fake_quant.quantizer.grid_of(c)
+        if grid is None or grid.scale.numel() > 1 or not grid.has_bytes:
             return None
-        return Grid(*found[:2], spec.qmin, spec.qmax, found[2], self.clamp)
+        return grid._replace(clamp=self.clamp)
 
     def _as_one(self, c: Tensor, front: Front, grid: Grid) -> Tensor | None:
         if isinstance(self.norm, nn.LayerNorm):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qat.errors import SpecError
 from qat.functional.affine import quantize, scale_from_range
+from qat.functional.fused import Grid
 from qat.spec import QuantSpec
 
 
@@ -129,14 +130,11 @@ class Quantizer(nn.Module, ABC):
         """Return the integer codes of real values ``x`` as float32, shape of ``x``."""
         return quantize(x, self.scale, self.zero_point, self.spec.qmin, self.spec.qmax)
 
-    def grid_of(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
-        """Return what fused kernels need; ``None`` if this does more than round to nearest.
+    def grid_of(self, x: Tensor) -> Grid | None:
+        """Return the grid for fused kernels; ``None`` if this does more than round to nearest.
 
         Args:
             x: A tensor of the shape that would pass.
-
-        Returns:
-            Scale, zero point, and what multiplies the gradient of the scale.
         """
         del x
         return None

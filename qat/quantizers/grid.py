@@ -9,6 +9,7 @@ from qat.errors import SpecError
 from qat.functional.affine import Rounding, quantize
 from qat.functional.estimators import dsq, ewgs
 from qat.functional.fake_quantize import Estimator, fake_quantize
+from qat.functional.fused import Grid, fused_fake_quantize, is_worth_it
 from qat.functional.stochastic import round_stochastically
 from qat.quantizers.base import Quantizer
 from qat.spec import QuantSpec
@@ -87,10 +88,15 @@ class GridQuantizer(Quantizer):
             rounding=rounding,
         )
 
-    def grid_of(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
-        """Return scale, zero point and gradient factor, where nothing but ``snap`` is done."""
+    def grid_of(self, x: Tensor) -> Grid | None:
+        """Return the grid, where nothing but ``snap`` is done, to the nearest code."""
         plain = self.estimator is None and self.rounding == "nearest"
-        return self.grid(x) if plain and type(self).forward is GridQuantizer.forward else None
+        return self.fused_grid(x) if plain and type(self).forward is GridQuantizer.forward else None
+
+    def fused_grid(self, x: Tensor) -> Grid:
+        """Return the grid in use for real values ``x``."""
+        scale, zero_point, factor = self.grid(x)
+        return Grid(scale, zero_point, self.spec.qmin, self.spec.qmax, factor)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return scale, zero point and gradient factor in use for real values ``x``."""
@@ -99,7 +105,9 @@ class GridQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize real values ``x``; shape and dtype of ``x``."""
-        return self.snap(x, *self.grid(x))
+        grid = self.grid_of(x) if is_worth_it(x) else None
+        y = None if grid is None else fused_fake_quantize(x, grid)
+        return self.snap(x, *self.grid(x)) if y is None else y
 
     @property
     def _deployed_rounding(self) -> Rounding | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qat.errors import SpecError
+from qat.functional.fused import Grid
 from qat.quantizers.grid import GridQuantizer
 from qat.quantizers.scales import LearnedScale
 from qat.spec import QuantSpec
@@ -64,6 +65,11 @@ class LSQ(LearnedScale, GridQuantizer):
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return scale, zero point and gradient factor in use for real values ``x``."""
         return self.scale, self.zero_point, self.gradient_factor(x)
+
+    def fused_grid(self, x: Tensor) -> Grid:
+        """Return the grid in use for real values ``x``; gradients go straight to the parameter."""
+        ends, factor = (self.spec.qmin, self.spec.qmax), self.gradient_factor(x)
+        return Grid(self.held_scale, self.zero_point, *ends, factor, learned=self.learned_scale)
 
     def gradient_factor(self, x: Tensor) -> float:
         """Return what the gradient of the scale is multiplied by for real values ``x``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional.affine import MIN_SCALE
-from qat.functional.ste import clamp_min_ste, power_of_two
+from qat.functional.ste import power_of_two, replace_value
 from qat.quantizers.base import Quantizer
 from qat.spec import QuantSpec
 
@@ -32,7 +32,12 @@ class LearnedScale(Quantizer):
     @property
     def scale(self) -> Tensor:
         """The positive scale in use, real units; differentiable."""
-        scale = clamp_min_ste(self.learned_scale, MIN_SCALE)
+        return replace_value(self.held_scale, self.learned_scale)
+
+    @property
+    def held_scale(self) -> Tensor:
+        """The same without history; the parameter has its gradient."""
+        scale = self.learned_scale.detach().clamp_min(MIN_SCALE)
         return power_of_two(scale) if self.spec.power_of_two else scale
 
     @property
