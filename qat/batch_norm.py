@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
-from qat.functional.chain import Norm, batch_moments
+from qat.functional.chain import Norm, Running, frozen_norm, live_norm
 from qat.subclass import generalise, reduce_subclass, specialise
 
 
@@ -87,10 +87,15 @@ def _synchronised_batch_norm(norm: Any, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _follow(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
     """Move the running statistics towards those of a batch with ``count`` values a channel."""
-    norm.num_batches_tracked += 1
-    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    share = _next_share(norm)
     norm.running_mean.lerp_(mean, share)
     norm.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+
+
+def _next_share(norm: Any) -> float:
+    """Count a batch, and return what it counts for."""
+    norm.num_batches_tracked += 1
+    return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
 
 
 def norm_in_use(norm: Any, c: Tensor) -> Norm | None:
@@ -104,11 +109,10 @@ def norm_in_use(norm: Any, c: Tensor) -> Norm | None:
     over_ranks = live and norm.synchronised and _num_ranks() > 1
     if norm.stage > Stage.FROZEN or not norm.track_running_stats or over_ranks:
         return None
-    mean, variance = norm.running_mean, norm.running_var
+    affine, running = (norm.weight, norm.bias, norm.eps), (norm.running_mean, norm.running_var)
     if live:
-        mean, variance = batch_moments(c)
-        _follow(norm, mean, variance, c.numel() / c.shape[1])
-    return Norm(mean, variance, norm.weight, norm.bias, norm.eps, follows_batch=live)
+        return live_norm(c, *affine, Running(*running, _next_share(norm)))
+    return frozen_norm(c, *affine, Running(*running))
 
 
 def channel_gain(norm: Any) -> Tensor:

@@ -25,7 +25,8 @@ from qat.functional.fused import (
     save_with_addend,
     saved_with_addend,
 )
-from qat.functional.image_kernels import Channels, ImageKernels, image_kernels
+from qat.functional.image_kernels import Channels, ImageKernels, affine_channels, image_kernels
+from qat.functional.inductor import bound
 from qat.functional.layout import Layout, find_images
 
 
@@ -33,38 +34,36 @@ class Norm(NamedTuple):
     """A batch-norm in use.
 
     Attributes:
-        mean: Of each channel, of the batch or running, ``(C,)``.
+        channels: What it does to each channel of these images, broadcasting to their pixels.
+        weight: Or ``None`` for 1, ``(C,)``.
+        bias: Or ``None`` for 0, ``(C,)``.
+        follows_batch: Whether its statistics are those of this batch: gradients pass them.
+    """
+
+    channels: Channels
+    weight: Tensor | None
+    bias: Tensor | None
+    follows_batch: bool
+
+
+class Running(NamedTuple):
+    """Running statistics of a batch-norm.
+
+    Attributes:
+        mean: Of each channel, ``(C,)``.
         variance: The same.
-        weight: Or ``None`` for 1.
-        bias: Or ``None`` for 0.
-        eps: What is added to the variance.
-        follows_batch: Whether mean and variance are those of this batch: gradients pass them.
+        share: What a batch counts for in them, 0 to 1.
     """
 
     mean: Tensor
     variance: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    follows_batch: bool
-
-    @torch.no_grad()
-    def channels(self, axis: int) -> Channels:
-        """Return what it does, for images with their pixels on ``axis``."""
-        inverse = torch.rsqrt(self.variance + self.eps)
-        gain = inverse if self.weight is None else self.weight * inverse
-        shift = -self.mean * gain
-        shift = shift if self.bias is None else shift + self.bias
-        mean = self.mean.clone()  # a running one may move before the backward
-        shape = (1, -1, 1) if axis == 2 else (1, 1, -1)
-        return Channels(*(values.view(shape) for values in (gain, shift, mean, inverse)))
+    share: float = 0.0
 
 
 class _How(NamedTuple):
     norm: Norm
     grid: Grid
     layout: Layout
-    axis: int
     made: ImageKernels
 
 
@@ -74,11 +73,11 @@ class _Chain(torch.autograd.Function):
         ctx: Any, how: _How, c: Tensor, other: Tensor | None, *parameters: Tensor | None
     ) -> Tensor:
         del parameters  # weight, bias and scale are in ``how``; they stand here for their gradients
-        layout, channels, ends = how.layout, how.norm.channels(how.axis), how.grid.ends()
+        layout, channels, ends = how.layout, how.norm.channels, how.grid.ends()
         addend = find_addend(other, layout)
         values, codes = how.made.snap(layout.split(c), *addend, *channels, *ends)
         save_with_addend(ctx, c, other, addend, how.grid.scale)
-        ctx.how, ctx.channels, ctx.ends = how, channels, ends
+        ctx.how, ctx.ends = how, ends
         return keep_values(values, codes.view(-1), how.grid, ends, layout)
 
     @staticmethod
@@ -86,7 +85,10 @@ class _Chain(torch.autograd.Function):
         how = ctx.how
         layout, made = how.layout, how.made
         c, addend, scale = saved_with_addend(ctx, layout)
-        images, given = (layout.split(grads[0]), layout.split(c)), addend + ctx.channels + ctx.ends
+        images, given = (
+            (layout.split(grads[0]), layout.split(c)),
+            addend + how.norm.channels + ctx.ends,
+        )
         of_bias, of_weight, of_scale = made.sums(*images, *given)
         sums = (of_bias, of_weight) if how.norm.follows_batch else (None, None)
         grad_c, *of_other = (layout.join(g) for g in made.gradients(*images, *sums, *given))
@@ -102,15 +104,41 @@ def can_fuse(c: Tensor, other: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def batch_moments(c: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and (biased) variance of each channel, shape ``(C,)``.
+def live_norm(
+    c: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, running: Running
+) -> Norm:
+    """Return the batch-norm by the statistics of images ``c``, which the running ones follow.
 
     Args:
         c: Images ``(N, C, H, W)`` that ``find_images`` knows.
+        weight: ``(C,)``, or ``None`` for 1.
+        bias: ``(C,)``, or ``None`` for 0.
+        eps: What is added to the variance.
+        running: Statistics that are changed in place.
     """
     layout, axis = _images(c)
-    mean, variance = image_kernels(c.device.type, axis).moments(layout.split(c))
-    return mean.view(-1), variance.view(-1)
+    shape = (1, -1, 1) if axis == 2 else (1, 1, -1)
+    affine = [None if values is None else values.view(shape) for values in (weight, bias)]
+    before = [values.view(shape) for values in (running.mean, running.variance)]
+    scalars = bound(eps, c.device), bound(running.share, c.device)
+    *channels, mean, variance = image_kernels(c.device.type, axis).statistics(
+        layout.split(c), *affine, scalars[0], *before, scalars[1]
+    )
+    for values, found in zip(before, (mean, variance), strict=True):
+        values.copy_(found)
+    return Norm(Channels(*channels), weight, bias, follows_batch=True)
+
+
+@torch.no_grad()
+def frozen_norm(
+    c: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, running: Running
+) -> Norm:
+    """Return the batch-norm by its running statistics; arguments are those of ``live_norm``."""
+    mean = running.mean.clone()  # it may move before the backward
+    channels = affine_channels(mean, running.variance, weight, bias, eps)
+    shape = (1, -1, 1) if _images(c)[1] == 2 else (1, 1, -1)
+    seen = Channels(*(values.view(shape) for values in channels))
+    return Norm(seen, weight, bias, follows_batch=False)
 
 
 def run_chain(c: Tensor, norm: Norm, grid: Grid, front: Front) -> Tensor:
@@ -123,7 +151,7 @@ def run_chain(c: Tensor, norm: Norm, grid: Grid, front: Front) -> Tensor:
         front: What stands between them.
     """
     layout, axis = _images(c)
-    how = _How(norm, grid, layout, axis, image_kernels(c.device.type, axis, front.activation))
+    how = _How(norm, grid, layout, image_kernels(c.device.type, axis, front.activation))
     return _Chain.apply(how, c, front.other, norm.weight, norm.bias, grid.receiver)
 
 

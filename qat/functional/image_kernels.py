@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from qat.functional.inductor import Kernel
@@ -31,7 +32,7 @@ class Channels(NamedTuple):
 class ImageKernels(NamedTuple):
     """Compiled functions of images ``(N, C, S)`` or ``(N, S, C)``."""
 
-    moments: Kernel
+    statistics: Kernel
     snap: Kernel
     sums: Kernel
     gradients: Kernel
@@ -41,14 +42,44 @@ def _over_images(axis: int, x: Tensor) -> Tensor:
     return x.sum(axis, keepdim=True).sum(0, keepdim=True)
 
 
-def _moments(axis: int, c: Tensor) -> Any:
-    """Return mean and (biased) variance of each channel, axes kept.
+def affine_channels(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Tensor | float
+) -> Channels:
+    """Return what a batch-norm does with these statistics; all of one shape.
+
+    Args:
+        mean: Of each channel.
+        variance: The same.
+        weight: Or ``None`` for 1.
+        bias: Or ``None`` for 0.
+        eps: What is added to the variance.
+    """
+    inverse = torch.rsqrt(variance + eps)
+    gain = inverse if weight is None else weight * inverse
+    shift = -mean * gain
+    return Channels(gain, shift if bias is None else shift + bias, mean, inverse)
+
+
+def _statistics(
+    axis: int,
+    c: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: Tensor,
+    *running: Tensor,
+) -> Any:
+    """Return what a live batch-norm does to this batch, and its next running statistics.
 
     The mean comes first and is subtracted: sums of squares alone lose small variances.
     """
+    running_mean, running_variance, share = running
     count = c.shape[0] * c.shape[axis]
     mean = _over_images(axis, c.float()) / count
-    return mean, _over_images(axis, (c.float() - mean).square()) / count
+    squares = _over_images(axis, (c.float() - mean).square())
+    channels = affine_channels(mean, squares / count, weight, bias, eps)
+    next_mean = running_mean + share * (mean - running_mean)
+    next_variance = running_variance + share * (squares / (count - 1) - running_variance)
+    return *channels, next_mean, next_variance
 
 
 class _Given(NamedTuple):
@@ -114,12 +145,12 @@ def image_kernels(device_type: str, axis: int, activation: str = "") -> ImageKer
     """
     images, channel = ("icp", "1c1") if axis == 2 else ("ipc", "11c")
     channels = (channel,) * len(Channels._fields)
-    snap = functools.partial(_snap, activation)
+    statistics, snap = functools.partial(_statistics, axis), functools.partial(_snap, activation)
     sums = functools.partial(_sums, axis, activation)
     gradients = functools.partial(_gradients, axis, activation)
     given = (images, *GRID_OF_ADDEND, *channels, *GRID)
     return ImageKernels(
-        Kernel(device_type, functools.partial(_moments, axis), (images,)),
+        Kernel(device_type, statistics, (images, channel, channel, "", channel, channel, "")),
         Kernel(device_type, snap, (images, *given)),
         Kernel(device_type, sums, (images, images, *given)),
         Kernel(device_type, gradients, (images, images, channel, channel, *given)),

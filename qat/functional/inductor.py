@@ -77,7 +77,10 @@ def _compile(function: Callable[..., Any], examples: list[Tensor]) -> Any:
     fakes = [node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")]
     options = {**_ALL_IN_ONE_LOOP, **(_ON_CUDA if examples[0].is_cuda else {})}
     with V.set_fake_mode(fakes[0].fake_mode), config.patch(options):
-        return compile_fx_inner(traced, fakes)
+        made = compile_fx_inner(traced, fakes)
+    if examples[0].is_cuda:  # whose first call has more to do
+        return made
+    return getattr(made, "current_callable", None) or made
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from qat.batch_norm import batch_norms, freeze_batch_norm
 from qat.fake_quant import Phase, fake_quants
 from qat.functional import fused, kept
-from qat.functional.chain import batch_moments
+from qat.functional.chain import Running, live_norm
 from qat.functional.fused import fused_kernels
 from qat.graph.captured import make_function
 from qat.graph.chains import Chain
@@ -116,13 +116,18 @@ def test_the_fold_stage_is_equal_bit_for_bit(x):
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_moments_keep_small_variances_far_from_zero(memory):
+def test_statistics_keep_small_variances_far_from_zero(memory):
     c = (torch.randn(8, 5, 7, 9) * 0.01 + 300).to(memory_format=memory)
+    running = Running(torch.zeros(5), torch.ones(5), 0.25)
     with fused_kernels():
-        mean, variance = batch_moments(c)
-    exact = c.double().var((0, 2, 3), correction=0)
-    torch.testing.assert_close(mean.double(), c.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(variance.double(), exact, rtol=2e-3, atol=0)
+        channels = live_norm(c, None, None, 0.0, running).channels
+    mean, exact = c.double().mean((0, 2, 3)), c.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(channels.mean.flatten().double(), mean, rtol=1e-6, atol=0)
+    inverse = channels.inverse.flatten().double()
+    torch.testing.assert_close(inverse, exact.rsqrt(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(running.mean.double(), mean / 4, rtol=1e-6, atol=0)
+    unbiased = c.double().var((0, 2, 3))
+    torch.testing.assert_close(running.variance.double(), 0.75 + unbiased / 4, rtol=1e-5, atol=0)
 
 
 def test_what_somebody_looks_at_is_computed_part_by_part(x):

@@ -1,0 +1,118 @@
+"""The first convolution together with the fake-quant of its input, whose gradient nobody needs.
+
+An input image wants no gradient, but the scale of its grid does: a convolution's gradient of its
+input, the dearest of all for three channels, is computed for one number. By the adjoint,
+``sum(conv_transpose(g, w) * r) = sum(w * dw(r, g))``, where ``dw`` is the gradient of the weight
+for an input ``r``: one more gradient of the weight, for the slopes of the grid, gives that number.
+It is that of the operations up to the order of sums.
+
+Slopes of the grid: Esser et al., arXiv:1902.08153, eq. 1-3.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qat.functional.fused import Grid, is_worth_it
+from qat.functional.inductor import Kernel
+from qat.functional.kernels import GRID, Ends
+from qat.functional.layout import Layout, flat
+
+
+class Convolution(NamedTuple):
+    """What a convolution without groups is called with.
+
+    Attributes:
+        stride: Of each spatial axis.
+        padding: The same.
+        dilation: The same.
+    """
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+
+def _snap(x: Tensor, *ends: Tensor) -> Any:
+    return (Ends(*ends).snap(x.float())[0],)
+
+
+def _values_and_slopes(x: Tensor, *ends: Tensor) -> Any:
+    grid, values = Ends(*ends), x.float()
+    return grid.snap(values)[0], grid.terms(torch.ones_like(values), values)[1]
+
+
+@functools.cache
+def _kernels(device_type: str) -> tuple[Kernel, Kernel]:
+    return tuple(Kernel(device_type, f, ("n", *GRID)) for f in (_snap, _values_and_slopes))  # pyright: ignore[reportReturnType]
+
+
+class _How(NamedTuple):
+    grid: Grid
+    layout: Layout
+    convolution: Convolution
+
+
+class _FirstConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, how: _How, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+    ) -> Tensor:
+        ends, layout = how.grid.ends(), how.layout
+        (values,) = _kernels(x.device.type)[0](layout.split(x), *ends)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.how, ctx.ends, ctx.has_bias = how, ends, bias is not None
+        return torch.conv2d(layout.join(values), weight, bias, *how.convolution)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grid, layout, convolution = ctx.how
+        found = _kernels(x.device.type)[1](layout.split(x), *ctx.ends)
+        values, slopes = (layout.join(part) for part in found)
+        of_slopes, _ = _weight_gradient(grads[0], slopes, weight, convolution)
+        of_scale = (of_slopes * weight).sum().view(scale.shape).mul_(grid.factor)
+        biases = [weight.shape[0]] if ctx.has_bias else None
+        given = _weight_gradient(grads[0], values, weight, convolution, biases)
+        return None, None, *given, of_scale
+
+
+def _weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    convolution: Convolution,
+    biases: list[int] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and bias for an input ``x``."""
+    wanted = [False, True, biases is not None]
+    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, biases, *convolution, False, [0, 0], 1, wanted
+    )
+    return of_weight, of_bias
+
+
+def first_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, convolution: Convolution
+) -> Tensor | None:
+    """Return ``conv2d(fake_quantize(x), weight, bias)``, or ``None`` where that is no gain.
+
+    Args:
+        x: Images that want no gradient, ``(N, C, H, W)``, float32.
+        weight: In use, ``(O, C, H, W)``, float32.
+        bias: ``(O,)``.
+        grid: Of ``x``; with one scale, which learns.
+        convolution: How it moves.
+    """
+    learns = grid.receiver.requires_grad and grid.scale.numel() == 1
+    plain = not x.requires_grad and x.dtype == weight.dtype == torch.float32
+    if not (learns and plain and is_worth_it(x)) or torch.is_autocast_enabled(x.device.type):
+        return None
+    layout = flat(x)
+    if layout is None or x.ndim != 4:
+        return None
+    return _FirstConv.apply(_How(grid, layout, convolution), x, weight, bias, grid.receiver)

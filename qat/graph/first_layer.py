@@ -1,0 +1,56 @@
+"""The convolution that reads the network's input, joined with the fake-quant of that input."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from qat.fake_quant import FakeQuant
+from qat.functional.first_conv import Convolution, first_conv
+from qat.layers import QuantizedLayer
+
+
+class FirstLayer:
+    """A fake-quant of the network's input, and the convolution that alone reads it.
+
+    Args:
+        fake_quant: What puts the input on its grid.
+        layer: The convolution.
+    """
+
+    def __init__(self, fake_quant: FakeQuant, layer: nn.Conv2d) -> None:
+        self.fake_quant, self.layer = fake_quant, layer
+        ways = (layer.stride, layer.padding, layer.dilation)
+        self.convolution = Convolution(*(list(map(int, way)) for way in ways))
+        self.__name__ = self.__qualname__ = "first_layer"  # generated code calls it by name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the convolution makes of ``x`` on its grid; as one where that is possible."""
+        both = (self.fake_quant, self.layer)
+        looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in both)
+        if not looked_at and self.fake_quant.only_snaps:
+            grid, layer = self.fake_quant.quantizer.grid_of(x), self.layer
+            y = None
+            if grid is not None and grid.learned is not None:
+                y = first_conv(x, layer.weight, layer.bias, grid, self.convolution)
+            if y is not None:
+                return y
+        return self.layer(self.fake_quant(x))
+
+
+def find_first_layer(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[FirstLayer, fx.Node] | None:
+    """Return the first layer that ``node`` calls and the network's input, if it is one."""
+    layer = modules[str(node.target)] if node.op == "call_module" else None
+    plain = isinstance(layer, nn.Conv2d) and isinstance(layer, QuantizedLayer) and (
+        layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    )
+    source = node.all_input_nodes[0] if plain and not layer.links.inner else None
+    fake_quant = None if source is None else modules.get(str(source.target))
+    if source is None or not isinstance(fake_quant, FakeQuant):
+        return None
+    (x,) = source.all_input_nodes
+    others = [user for user in source.users if user is not node]
+    if x.op != "placeholder" or any(user.target != "size" for user in others):
+        return None
+    for user in others:
+        user.replace_input_with(source, x)  # it has the same size
+    return FirstLayer(fake_quant, layer), x
