@@ -21,6 +21,7 @@ from qat.export.storage import check_storage
 from qat.gate import Evaluation
 from qat.graph.captured import Captured
 from qat.graph.insert import prepare
+from qat.graph.memory_format import use_channels_last
 from qat.graph.plan import Plan
 from qat.models import build, load_checkpoint
 from qat.spec import Rule, Scheme
@@ -170,7 +171,7 @@ def make_task(setup: Setup, config: Config) -> QATTask:
             "correct it."
         )
     if config["channels_last"]:
-        setup.captured.to(memory_format=torch.channels_last)
+        use_channels_last(setup.captured, setup.data.batch_size)
     optimizer = config["optimizer"]
     task = QATTask(
         setup.captured,

@@ -112,7 +112,11 @@ def first_conv(
     plain = not x.requires_grad and x.dtype == weight.dtype == torch.float32
     if not (learns and plain and is_worth_it(x)) or torch.is_autocast_enabled(x.device.type):
         return None
+    if x.ndim != 4:
+        return None
+    if not weight.is_contiguous():  # once here, or in each of the convolution's three calls
+        x = x.contiguous(memory_format=torch.channels_last)
     layout = flat(x)
-    if layout is None or x.ndim != 4:
+    if layout is None:
         return None
     return _FirstConv.apply(_How(grid, layout, convolution), x, weight, bias, grid.receiver)

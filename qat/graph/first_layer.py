@@ -19,14 +19,14 @@ class FirstLayer:
 
     def __init__(self, fake_quant: FakeQuant, layer: nn.Conv2d) -> None:
         self.fake_quant, self.layer = fake_quant, layer
+        self.modules = [fake_quant, layer]
         ways = (layer.stride, layer.padding, layer.dilation)
         self.convolution = Convolution(*(list(map(int, way)) for way in ways))
         self.__name__ = self.__qualname__ = "first_layer"  # generated code calls it by name
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the convolution makes of ``x`` on its grid; as one where that is possible."""
-        both = (self.fake_quant, self.layer)
-        looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in both)
+        looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
         if not looked_at and self.fake_quant.only_snaps:
             grid, layer = self.fake_quant.quantizer.grid_of(x), self.layer
             y = None
@@ -37,15 +37,16 @@ class FirstLayer:
         return self.layer(self.fake_quant(x))
 
 
-def find_first_layer(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[FirstLayer, fx.Node] | None:
+def find_first_layer(
+    node: fx.Node, modules: dict[str, nn.Module]
+) -> tuple[FirstLayer, fx.Node] | None:
     """Return the first layer that ``node`` calls and the network's input, if it is one."""
     layer = modules[str(node.target)] if node.op == "call_module" else None
-    plain = isinstance(layer, nn.Conv2d) and isinstance(layer, QuantizedLayer) and (
-        layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    )
-    source = node.all_input_nodes[0] if plain and not layer.links.inner else None
-    fake_quant = None if source is None else modules.get(str(source.target))
-    if source is None or not isinstance(fake_quant, FakeQuant):
+    if not isinstance(layer, nn.Conv2d) or not _is_plain(layer):
+        return None
+    source = node.all_input_nodes[0]
+    fake_quant = modules.get(str(source.target))
+    if not isinstance(fake_quant, FakeQuant):
         return None
     (x,) = source.all_input_nodes
     others = [user for user in source.users if user is not node]
@@ -54,3 +55,9 @@ def find_first_layer(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Firs
     for user in others:
         user.replace_input_with(source, x)  # it has the same size
     return FirstLayer(fake_quant, layer), x
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    reads = isinstance(layer, QuantizedLayer) and not layer.links.inner
+    padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return reads and padded and layer.groups == 1

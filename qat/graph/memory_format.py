@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from qat.graph.captured import Captured
 
-HEAVY = 4
+HEAVY = 2
 """Values of a weight for each of the images that its layer reads and makes, from which on it stays;
 measured at 1.1 to 1.3 times the speed beyond, 0.8 to 1.0 at 3 and less."""
 

@@ -16,6 +16,8 @@ from qat.functional.kept import rearranged
 from qat.functional.products import matmul
 from qat.graph.captured import Captured
 from qat.graph.chains import find_chain
+from qat.graph.first_layer import find_first_layer
+from qat.graph.memory_format import has_other_order
 
 MOVES = ("flatten", "reshape", "contiguous")
 """Methods that copy their tensor where they must."""
@@ -36,13 +38,24 @@ def training_graph(model: Captured) -> fx.Graph:
 
 
 def _change(node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    found = find_chain(node, modules)
+    found, first = find_chain(node, modules), find_first_layer(node, modules)
     if found is not None:
         _replace(node, *found)
+    elif first is not None:
+        _replace(node, first[0], first[1:])
+    elif node.op == "call_module" and has_other_order(modules[str(node.target)]):
+        _reorder_input(node)
     elif node.op == "call_method" and node.target in MOVES and not node.kwargs:
         _replace(node, Rearrange(str(node.target)), node.args)
     elif node.target in PRODUCTS and len(node.args) == 2 and not node.kwargs:
         _replace(node, matmul, node.args)
+
+
+def _reorder_input(node: fx.Node) -> None:
+    source = node.all_input_nodes[0]
+    with node.graph.inserting_before(node):
+        copied = node.graph.call_function(Rearrange("contiguous"), (source,))
+    node.replace_input_with(source, copied)
 
 
 class Rearrange:

@@ -92,13 +92,12 @@ def _ours(
     compile_mode: Any, checkpointing: Any = "off", *, channels_last: bool = True
 ) -> Callable[..., Any]:
     def make(model: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[..., Any]]:
-        import torch
-
+        from qat.graph.memory_format import use_channels_last
         from qat.training.compiled import training_forward
 
         captured = prepared(model, x)
         if channels_last:
-            captured.to(memory_format=torch.channels_last)
+            use_channels_last(captured, len(x))
         return captured, training_forward(captured, compile_mode, checkpointing)
 
     return make

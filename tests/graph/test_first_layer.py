@@ -1,0 +1,96 @@
+"""Which layer is joined with the fake-quant of the network's input."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qat.functional import fused
+from qat.graph.first_layer import FirstLayer
+from qat.graph.insert import prepare
+from qat.graph.training import training_graph
+from qat.training.compiled import training_forward
+from tests.helpers import calibrate, make_scheme
+
+LEARNED = {"quantizer": "lsq", "observer": "min_max"}
+
+
+class Patches(nn.Module):
+    """Asks the input for its size, as vision transformers do."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 8, 4, 4, **options), nn.Linear(32, 5)
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        return self.head(self.patch(x).reshape(n, 8 * (h // 4) * (w // 4)))
+
+
+class Twice(nn.Module):
+    """Reads the input once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(3, 4, 3) for _ in range(2))
+
+    def forward(self, x):
+        return (self.one(x) + self.two(x)).mean((2, 3))
+
+
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    monkeypatch.setattr(fused, "LEAST", 1)
+
+
+def prepared(model, x, fields=LEARNED):
+    captured, _ = prepare(model, make_scheme(8, 8, weight=fields, activation=fields), x)
+    calibrate(captured, x)
+    return captured.train()
+
+
+def first_layers(model):
+    nodes = training_graph(model).nodes
+    return [node.target for node in nodes if isinstance(node.target, FirstLayer)]
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (Patches(), 1),
+        (Patches(bias=False), 1),
+        (Patches(padding_mode="reflect", padding=0), 0),
+        (Patches(padding="valid"), 0),
+        (Twice(), 0),
+    ],
+)
+def test_what_is_found(model, count):
+    assert len(first_layers(prepared(model, torch.randn(4, 3, 8, 8)))) == count
+
+
+def test_a_step_is_that_of_the_parts():
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    ours = prepared(Patches(), x)
+    theirs = deepcopy(ours)
+    labels = torch.arange(6) % 5
+    ys = training_forward(ours, "regional")(x), theirs(x)
+    torch.testing.assert_close(*ys, rtol=1e-5, atol=1e-5)
+    found, expected = (
+        torch.autograd.grad(F.cross_entropy(y, labels), list(model.parameters()))
+        for y, model in zip(ys, (ours, theirs), strict=True)
+    )
+    for (name, _), a, b in zip(ours.named_parameters(), found, expected, strict=True):
+        size = b.abs().max().item()
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * size + 1e-7, msg=name)
+
+
+@pytest.mark.parametrize("place", ["patch", "activations.input/x"])
+def test_what_somebody_looks_at_is_computed_part_by_part(place):
+    x = torch.randn(4, 3, 8, 8)
+    model, seen = prepared(Patches(), x), []
+    model.get_submodule(place).register_forward_hook(lambda *args: seen.append(args))
+    training_forward(model, "regional")(x)
+    assert len(seen) == 1
