@@ -26,6 +26,7 @@ from qat.graph.plan import Plan
 from qat.graph.table import plan_table
 from qat.graph.targets import find_target
 from qat.training.callbacks import Calibrate, Clock
+from qat.training.heap import apply_keep_memory
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
@@ -59,6 +60,7 @@ def run(cfg: DictConfig) -> Report | None:
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
     folder, target = Path(config["output_dir"]), find_target(config["target"])
     resume = resume_path(config["ckpt_path"], folder)
+    apply_keep_memory(config["keep_memory"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     setup = set_up(config)
     findings = check(setup.plan, target)

@@ -47,6 +47,7 @@ def fails(arguments, folder, monkeypatch, capsys):
     ("arguments", "words"),
     [
         ([*DIGITS, "channels_last=perhaps"], ["channels_last=true", "got 'perhaps'", "correct"]),
+        ([*DIGITS, "keep_memory=maybe"], ["keep_memory=true", "got 'maybe'", "correct"]),
         ([*DIGITS, "compile=regionl"], ["compile=regional or compile=step", "'regionl'"]),
         ([*DIGITS, "checkpointing=1"], ["segments from 2 on", "got 1", "correct"]),
         (
