@@ -1,7 +1,8 @@
 """Time of a training step: float, ours in every mode, and others, in turns.
 
 A ratio is that of a round's medians: its median and quartiles over rounds. All quantized modes have
-8-bit weights and activations; ours and LSQ by hand learn their scales.
+8-bit weights and activations; ours and LSQ by hand learn their scales. Freed memory stays with the
+process, as in a run of qat: for all modes alike.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     from others import runs_here
     from training_rows import chosen
 
+    from qat.training.heap import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     networks = chosen(options.networks, NETWORKS, "--networks")
     modes = [m for m in chosen(options.modes, MODES, "--modes") if runs_here(m)]
