@@ -171,7 +171,8 @@ def make_task(setup: Setup, config: Config) -> QATTask:
             "correct it."
         )
     if config["channels_last"]:
-        use_channels_last(setup.captured, setup.data.batch_size)
+        in_graph = config["compile"] == "regional"
+        use_channels_last(setup.captured, setup.data.batch_size if in_graph else None)
     optimizer = config["optimizer"]
     task = QATTask(
         setup.captured,

@@ -16,18 +16,19 @@ from torch import fx, nn
 from qat.graph.captured import Captured
 
 HEAVY = 2
-"""Values of a weight for each of the images that its layer reads and makes, from which on it stays;
-measured at 1.1 to 1.3 times the speed beyond, 0.8 to 1.0 at 3 and less."""
+"""Values of a weight for each of the images that its layer reads and makes, beyond which it stays in
+rows: measured at 0.99 to 1.44 times the speed beyond, at 0.85 to 1.07 times below."""
 
 
-def use_channels_last(model: Captured, batch_size: int) -> None:
+def use_channels_last(model: Captured, batch_size: int | None = None) -> None:
     """Put the weights of convolutions in the order of channels last, in place, but heavy ones.
 
     Args:
         model: A prepared model.
-        batch_size: Samples that a step has on one device.
+        batch_size: Samples that a step has on one device; ``None`` where it is not the training
+            graph that runs, which alone brings images in the order of heavy weights.
     """
-    heavy = set(_heavy(model, batch_size))
+    heavy = set[str]() if batch_size is None else set(_heavy(model, batch_size))
     for path, module in model.named_modules():
         if path not in heavy:
             for parameter in module.parameters(recurse=False):

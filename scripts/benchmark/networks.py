@@ -97,7 +97,7 @@ def _ours(
 
         captured = prepared(model, x)
         if channels_last:
-            use_channels_last(captured, len(x))
+            use_channels_last(captured, len(x) if compile_mode == "regional" else None)
         return captured, training_forward(captured, compile_mode, checkpointing)
 
     return make
