@@ -16,8 +16,8 @@ from torch import fx, nn
 from qat.graph.captured import Captured
 
 HEAVY = 2
-"""Values of a weight for each of the images that its layer reads and makes, beyond which it stays in
-rows: measured at 0.99 to 1.44 times the speed beyond, at 0.85 to 1.07 times below."""
+"""Values of a weight for each of the images that its layer reads and makes, beyond which it stays
+in rows: measured at 0.99 to 1.44 times the speed beyond, at 0.85 to 1.07 times below."""
 
 
 def use_channels_last(model: Captured, batch_size: int | None = None) -> None:
