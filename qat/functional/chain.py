@@ -119,14 +119,12 @@ def live_norm(
     layout, axis = _images(c)
     shape = (1, -1, 1) if axis == 2 else (1, 1, -1)
     affine = [None if values is None else values.view(shape) for values in (weight, bias)]
-    before = [values.view(shape) for values in (running.mean, running.variance)]
-    scalars = bound(eps, c.device), bound(running.share, c.device)
-    *channels, mean, variance = image_kernels(c.device.type, axis).statistics(
-        layout.split(c), *affine, scalars[0], *before, scalars[1]
-    )
-    for values, found in zip(before, (mean, variance), strict=True):
-        values.copy_(found)
-    return Norm(Channels(*channels), weight, bias, follows_batch=True)
+    statistics = image_kernels(c.device.type, axis).statistics
+    *found, variance = statistics(layout.split(c), *affine, bound(eps, c.device))
+    channels, count = Channels(*found), c.numel() // c.shape[1]
+    running.mean.lerp_(channels.mean.view(-1), running.share)
+    running.variance.lerp_(variance.view(-1) * (count / (count - 1)), running.share)
+    return Norm(channels, weight, bias, follows_batch=True)
 
 
 @torch.no_grad()

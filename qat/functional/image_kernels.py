@@ -66,20 +66,15 @@ def _statistics(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: Tensor,
-    *running: Tensor,
 ) -> Any:
-    """Return what a live batch-norm does to this batch, and its next running statistics.
+    """Return what a live batch-norm does to this batch, and the (biased) variance.
 
     The mean comes first and is subtracted: sums of squares alone lose small variances.
     """
-    running_mean, running_variance, share = running
     count = c.shape[0] * c.shape[axis]
     mean = _over_images(axis, c.float()) / count
-    squares = _over_images(axis, (c.float() - mean).square())
-    channels = affine_channels(mean, squares / count, weight, bias, eps)
-    next_mean = running_mean + share * (mean - running_mean)
-    next_variance = running_variance + share * (squares / (count - 1) - running_variance)
-    return *channels, next_mean, next_variance
+    variance = _over_images(axis, (c.float() - mean).square()) / count
+    return *affine_channels(mean, variance, weight, bias, eps), variance
 
 
 class _Given(NamedTuple):
@@ -150,7 +145,7 @@ def image_kernels(device_type: str, axis: int, activation: str = "") -> ImageKer
     gradients = functools.partial(_gradients, axis, activation)
     given = (images, *GRID_OF_ADDEND, *channels, *GRID)
     return ImageKernels(
-        Kernel(device_type, statistics, (images, channel, channel, "", channel, channel, "")),
+        Kernel(device_type, statistics, (images, channel, channel, "")),
         Kernel(device_type, snap, (images, *given)),
         Kernel(device_type, sums, (images, images, *given)),
         Kernel(device_type, gradients, (images, images, channel, channel, *given)),
