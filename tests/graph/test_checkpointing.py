@@ -343,6 +343,7 @@ def test_evaluation_and_inference_run_as_they_are():
     assert torch.equal(model.eval()(x), forward(x))
 
 
+@pytest.mark.slow
 def test_ranks_that_share_statistics_agree_again(two_ranks):
     """Batch-norms and observers add up over both, in the forward and again in the backward."""
     script = """
