@@ -96,27 +96,28 @@ def _weight_gradient(
     return of_weight, of_bias
 
 
+def suits(x: Tensor, grid: Grid) -> bool:
+    """Return whether ``first_conv`` takes images ``x`` on a grid, and that is a gain."""
+    learns = grid.learned is not None and grid.learned.requires_grad and grid.scale.numel() == 1
+    plain = x.ndim == 4 and x.dtype == torch.float32 and not x.requires_grad
+    return learns and plain and is_worth_it(x) and not torch.is_autocast_enabled(x.device.type)
+
+
 def first_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, convolution: Convolution
-) -> Tensor | None:
-    """Return ``conv2d(fake_quantize(x), weight, bias)``, or ``None`` where that is no gain.
+) -> Tensor:
+    """Return ``conv2d(fake_quantize(x), weight, bias)``.
 
     Args:
-        x: Images that want no gradient, ``(N, C, H, W)``, float32.
+        x: Images that ``suits`` knows, ``(N, C, H, W)``.
         weight: In use, ``(O, C, H, W)``, float32.
         bias: ``(O,)``.
         grid: Of ``x``; with one scale, which learns.
         convolution: How it moves.
     """
-    learns = grid.receiver.requires_grad and grid.scale.numel() == 1
-    plain = not x.requires_grad and x.dtype == weight.dtype == torch.float32
-    if not (learns and plain and is_worth_it(x)) or torch.is_autocast_enabled(x.device.type):
-        return None
-    if x.ndim != 4:
-        return None
-    if not weight.is_contiguous():  # once here, or in each of the convolution's three calls
-        x = x.contiguous(memory_format=torch.channels_last)
+    in_rows = weight.is_contiguous()
+    # once here, or in each of the convolution's three calls
+    x = x.contiguous(memory_format=torch.contiguous_format if in_rows else torch.channels_last)
     layout = flat(x)
-    if layout is None:
-        return None
+    assert layout is not None
     return _FirstConv.apply(_How(grid, layout, convolution), x, weight, bias, grid.receiver)

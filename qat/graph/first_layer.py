@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from qat.fake_quant import FakeQuant
-from qat.functional.first_conv import Convolution, first_conv
+from qat.functional.first_conv import Convolution, first_conv, suits
 from qat.layers import QuantizedLayer
 
 
@@ -29,11 +29,8 @@ class FirstLayer:
         looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
         if not looked_at and self.fake_quant.only_snaps:
             grid, layer = self.fake_quant.quantizer.grid_of(x), self.layer
-            y = None
-            if grid is not None and grid.learned is not None:
-                y = first_conv(x, layer.weight, layer.bias, grid, self.convolution)
-            if y is not None:
-                return y
+            if grid is not None and suits(x, grid):
+                return first_conv(x, layer.weight, layer.bias, grid, self.convolution)
         return self.layer(self.fake_quant(x))
 
 
@@ -58,6 +55,10 @@ def find_first_layer(
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
-    reads = isinstance(layer, QuantizedLayer) and not layer.links.inner
+    """Whether a layer computes what a convolution without groups does, and nothing else."""
+    if not isinstance(layer, QuantizedLayer) or layer.links.inner:
+        return False
+    own = super(QuantizedLayer, type(layer)).forward  # of the class that was quantized
+    known = own is nn.Conv2d.forward and type(layer)._conv_forward is nn.Conv2d._conv_forward
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return reads and padded and layer.groups == 1
+    return known and padded and layer.groups == 1

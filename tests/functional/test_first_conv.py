@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from qat.functional import fused
 from qat.functional.affine import dequantize, quantize
-from qat.functional.first_conv import Convolution, first_conv
+from qat.functional.first_conv import Convolution, first_conv, suits
 from qat.functional.fused import Grid, fused_kernels
 
 CASES = {
@@ -42,8 +42,8 @@ def test_gradients_are_those_of_the_parts(case, has_bias, memory):
     learned = scale.clone().requires_grad_()  # clips at both ends: -133..122 steps of 0.03
     grid = Grid(scale, zero, -128, 127, 0.5, learned=learned)
     with fused_kernels():
+        assert suits(x, grid)
         y = first_conv(x, weight, bias, grid, convolution)
-    assert y is not None
     upstream = torch.randn_like(y)
     wanted = [weight, learned, *([] if bias is None else [bias])]
     found = [g.double() for g in torch.autograd.grad(y, wanted, upstream)]
@@ -64,15 +64,27 @@ def test_gradients_are_those_of_the_parts(case, has_bias, memory):
 
 
 def test_what_is_no_gain_is_left_to_the_parts():
-    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
-    convolution, learned = CASES["plain"][2], torch.tensor(0.1, requires_grad=True)
+    x, learned = torch.randn(2, 3, 8, 8), torch.tensor(0.1, requires_grad=True)
     grid = Grid(torch.tensor(0.1), torch.tensor(0.0), -8, 7, learned=learned)
-    fixed = grid._replace(learned=None)
-    assert first_conv(x, weight, None, grid, convolution) is None  # kernels are switched off
+    assert not suits(x, grid)  # kernels are switched off
     with fused_kernels():
-        assert first_conv(x, weight, None, grid, convolution) is not None
-        assert first_conv(x.requires_grad_(), weight, None, grid, convolution) is None
-        assert first_conv(x.detach(), weight, None, fixed, convolution) is None
-        assert first_conv(x.detach().bfloat16(), weight, None, grid, convolution) is None
+        assert suits(x, grid)
+        assert not suits(x.clone().requires_grad_(), grid)
+        assert not suits(x, grid._replace(learned=None))
+        assert not suits(x, grid._replace(learned=torch.tensor(0.1)))
+        assert not suits(x.bfloat16(), grid)
+        assert not suits(x[0], grid)
         with torch.autocast("cpu", torch.bfloat16):
-            assert first_conv(x.detach(), weight, None, grid, convolution) is None
+            assert not suits(x, grid)
+
+
+def test_images_with_holes():
+    wide, weight = torch.randn(2, 3, 8, 12), torch.randn(4, 3, 3, 3)
+    learned = torch.tensor(0.1, requires_grad=True)
+    grid = Grid(torch.tensor(0.1), torch.tensor(0.0), -8, 7, learned=learned)
+    with fused_kernels():
+        found = [
+            first_conv(x, weight, None, grid, CASES["plain"][2])
+            for x in (wide[..., 2:10], wide[..., 2:10].contiguous())
+        ]
+    assert torch.equal(*found)

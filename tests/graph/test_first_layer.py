@@ -29,6 +29,20 @@ class Patches(nn.Module):
         return self.head(self.patch(x).reshape(n, 8 * (h // 4) * (w // 4)))
 
 
+class Standardised(nn.Conv2d):
+    """Computes something of its own with its weight."""
+
+    def forward(self, input):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class Other(Patches):
+    def __init__(self):
+        super().__init__()
+        self.patch = Standardised(3, 8, 4, 4)
+
+
 class Twice(nn.Module):
     """Reads the input once more."""
 
@@ -64,16 +78,18 @@ def first_layers(model):
         (Patches(padding_mode="reflect", padding=0), 0),
         (Patches(padding="valid"), 0),
         (Twice(), 0),
+        (Other(), 0),
     ],
 )
 def test_what_is_found(model, count):
     assert len(first_layers(prepared(model, torch.randn(4, 3, 8, 8)))) == count
 
 
-def test_a_step_is_that_of_the_parts():
+@pytest.mark.parametrize("made", [Patches, Other])
+def test_a_step_is_that_of_the_parts(made):
     torch.manual_seed(0)
     x = torch.randn(6, 3, 8, 8)
-    ours = prepared(Patches(), x)
+    ours = prepared(made(), x)
     theirs = deepcopy(ours)
     labels = torch.arange(6) % 5
     ys = training_forward(ours, "regional")(x), theirs(x)
