@@ -34,7 +34,9 @@ def two_ranks(tmp_path, pytestconfig):
                 "gloo", init_method="file://{tmp_path}/group", rank=rank, world_size=2
             )
         """
-        code = textwrap.dedent(head) + textwrap.dedent(script) + "\ndist.destroy_process_group()\n"
+        # both leave together, and at once: threads of gloo may abort an interpreter that winds down
+        tail = "\ndist.barrier()\ndist.destroy_process_group()\nimport os\nos._exit(0)\n"
+        code = textwrap.dedent(head) + textwrap.dedent(script) + tail
         outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
         ranks = [
             subprocess.Popen(
