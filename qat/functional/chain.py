@@ -85,10 +85,8 @@ class _Chain(torch.autograd.Function):
         how = ctx.how
         layout, made = how.layout, how.made
         c, addend, scale = saved_with_addend(ctx, layout)
-        images, given = (
-            (layout.split(grads[0]), layout.split(c)),
-            addend + how.norm.channels + ctx.ends,
-        )
+        images = layout.split(grads[0]), layout.split(c)
+        given = addend + how.norm.channels + ctx.ends
         of_bias, of_weight, of_scale = made.sums(*images, *given)
         sums = (of_bias, of_weight) if how.norm.follows_batch else (None, None)
         grad_c, *of_other = (layout.join(g) for g in made.gradients(*images, *sums, *given))

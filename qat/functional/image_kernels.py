@@ -61,11 +61,7 @@ def affine_channels(
 
 
 def _statistics(
-    axis: int,
-    c: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: Tensor,
+    axis: int, c: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Tensor
 ) -> Any:
     """Return what a live batch-norm does to this batch, and the (biased) variance.
 

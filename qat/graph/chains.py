@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -72,8 +72,7 @@ class Chain:
 
     def _grid(self, c: Tensor) -> Grid | None:
         """Return the grid, if the fake-quant only snaps and nobody looks at what lies between."""
-        looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
-        if looked_at or not self.fake_quant.only_snaps:
+        if is_looked_at(self.modules) or not self.fake_quant.only_snaps:
             return None
         grid = self.fake_quant.quantizer.grid_of(c)
         if grid is None or grid.scale.numel() > 1 or not grid.has_bytes:
@@ -94,6 +93,11 @@ class Chain:
         y = c if self.norm is None else self.norm(c)
         y = y if other is None else y + other
         return self.fake_quant(y if self.activation is None else self.activation.call(y))
+
+
+def is_looked_at(modules: Iterable[nn.Module]) -> bool:
+    """Return whether somebody has hooks on one of ``modules``, which must then run by itself."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def find_chain(

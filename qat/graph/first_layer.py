@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from qat.fake_quant import FakeQuant
 from qat.functional.first_conv import Convolution, first_conv, suits
+from qat.graph.chains import is_looked_at
 from qat.layers import QuantizedLayer
 
 
@@ -26,8 +27,7 @@ class FirstLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the convolution makes of ``x`` on its grid; as one where that is possible."""
-        looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
-        if not looked_at and self.fake_quant.only_snaps:
+        if not is_looked_at(self.modules) and self.fake_quant.only_snaps:
             grid, layer = self.fake_quant.quantizer.grid_of(x), self.layer
             if grid is not None and suits(x, grid):
                 return first_conv(x, layer.weight, layer.bias, grid, self.convolution)
