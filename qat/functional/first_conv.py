@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qat.functional.elements import Ends
 from qat.functional.fused import Grid, is_worth_it
 from qat.functional.inductor import Kernel
-from qat.functional.kernels import GRID, Ends
+from qat.functional.kernels import GRID
 from qat.functional.layout import Layout, flat
 
 

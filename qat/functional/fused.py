@@ -17,9 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from qat.functional.elements import Addend, Ends
 from qat.functional.inductor import MOST_ELEMENTS, bound
 from qat.functional.kept import Recipe, find_codes, keep
-from qat.functional.kernels import Addend, Ends, Kernels, compiles, make_kernels
+from qat.functional.kernels import Kernels, compiles, make_kernels
 from qat.functional.layout import Layout, find_rows
 
 LEAST = 2**10
@@ -111,7 +112,7 @@ class _FusedOne(torch.autograd.Function):
         grid, layout, made = ctx.how
         x, addend, scale = saved_with_addend(ctx, layout)
         inputs = layout.split(grads[0]), layout.split(x)
-        found, of_scale = made.gradients_of_one(*inputs, *addend, *ctx.ends)
+        found, of_scale = made.gradients_of_one(*inputs, addend, ctx.ends)
         grad_x, of_scale = layout.join(found), of_scale.view(scale.shape).mul_(grid.factor)
         return None, grad_x, None if addend.values is None else grad_x, of_scale
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qat.functional.elements import NUM_ADDEND, SMOOTH, Addend, Ends, passed
 from qat.functional.inductor import Kernel
-from qat.functional.kernels import GRID, GRID_OF_ADDEND, NUM_ADDEND, SMOOTH, Addend, Ends, passed
+from qat.functional.kernels import GRID, GRID_OF_ADDEND
 
 
 class Channels(NamedTuple):

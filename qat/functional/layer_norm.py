@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qat.functional.elements import Ends
 from qat.functional.fused import Grid, is_worth_it, keep_values
 from qat.functional.inductor import Kernel, bound
-from qat.functional.kernels import GRID, Ends
+from qat.functional.kernels import GRID
 from qat.functional.layout import Layout, find_rows
 
 
@@ -54,7 +55,7 @@ def _gradients(
     passed = moved if weight is None else moved * weight
     along = (passed * normal).mean(1, keepdim=True)
     grad_x = inverse * (passed - passed.mean(1, keepdim=True) - normal * along)
-    return grad_x, (moved * normal).sum(0), moved.sum(0), parts.sum()
+    return grad_x, (moved * normal).sum(0), moved.sum(0), parts.sum(1).sum()
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from qat.batch_norm import Stage, StagedBatchNorm, norm_in_use
 from qat.fake_quant import FakeQuant
 from qat.functional.chain import can_fuse, run_chain
+from qat.functional.elements import SMOOTH
 from qat.functional.fused import NO_CLAMP, Front, Grid, fused_fake_quantize
-from qat.functional.kernels import SMOOTH
 from qat.functional.layer_norm import fused_layer_norm
 from qat.functional.layout import find_images
 from qat.graph.op_names import op_name

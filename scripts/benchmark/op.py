@@ -33,12 +33,13 @@ def operators(shape: tuple[int, ...], device: str) -> dict[str, tuple[Callable[[
     """Return, by name, a call of each operator and the bytes that it moves."""
     import torch
 
-    from qat.functional.kernels import Addend, make_kernels
+    from qat.functional.elements import Addend, Ends
+    from qat.functional.kernels import make_kernels
 
     made, x = make_kernels(device), torch.randn(shape, device=device)
     grad, rows = torch.randn_like(x), shape[0]
-    codes = [torch.full((), v, device=device) for v in (0.02, 0.0, -128.0, 127.0)]
-    one = [*codes, None, None]
+    scale, zero, low, high = (torch.full((), v, device=device) for v in (0.02, 0.0, -128.0, 127.0))
+    one = Ends(scale, zero, low, high, None, None)
     scales = [torch.full((rows, 1), v, device=device) for v in (0.02, 0.0)]
     flat = x.view(-1), grad.view(-1)
     split = x.view(rows, -1), grad.view(rows, -1)
@@ -46,12 +47,12 @@ def operators(shape: tuple[int, ...], device: str) -> dict[str, tuple[Callable[[
     return {
         "activation forward": (lambda: made.snap_one(flat[0], *Addend(), *one), FORWARD * n),
         "activation backward": (
-            lambda: made.gradients_of_one(flat[1], flat[0], *Addend(), *one),
+            lambda: made.gradients_of_one(flat[1], flat[0], Addend(), one),
             BACKWARD * n,
         ),
-        "weight forward": (lambda: made.snap_rows(split[0], *scales, *codes[2:]), FORWARD * n),
+        "weight forward": (lambda: made.snap_rows(split[0], *scales, low, high), FORWARD * n),
         "weight backward": (
-            lambda: made.gradients_of_rows(split[1], split[0], *scales, *codes[2:]),
+            lambda: made.gradients_of_rows(split[1], split[0], *scales, low, high),
             BACKWARD * n,
         ),
     }
@@ -66,7 +67,7 @@ def measure(size: str, modes: list[str], options: argparse.Namespace) -> list[di
     rows = []
     for mode in modes:
         call, moved = found[mode]
-        source = torch.empty(moved // 8, device=options.device)
+        source = torch.ones(moved // 8, device=options.device)  # pages never written are one page
         pair = {"copy": lambda source=source: source.clone(), mode: call}
         times: dict[str, list[list[float]]] = {name: [] for name in pair}
         for _, name in turns(list(pair), options.rounds):
@@ -99,6 +100,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from training_rows import chosen
 
+    from qat.training.heap import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     sizes = chosen(options.networks, SIZES, "--networks")
     modes = chosen(options.modes, OPERATORS, "--modes")

@@ -80,6 +80,27 @@ def test_gradients_of_scales_are_equal_where_sums_are_exact(layout):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("size", [1023, 1026, 3 * 2**17, 5 * 2**16 + 2])
+def test_sums_fall_into_rows_of_every_number(size):
+    """None, two short ones, several long ones, and more than rows have room for."""
+    spec = QuantSpec(4)
+    scale, zero_point = grid_of(spec, (), dyadic=True)
+    x = torch.arange(size) % 97 / 16 - 3
+    upstream = torch.randint(-3, 4, (size,)).float()
+    ours = run(x, scale, zero_point, spec, upstream, compiled=True)
+    theirs = run(x, scale, zero_point, spec, upstream, compiled=False)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_is_no_number_stays_none_and_infinity_is_clamped():
+    spec, (scale, zero_point) = QuantSpec(4), grid_of(QuantSpec(4), ())
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.0]).repeat(11)
+    for compiled in (True, False):
+        y = run(x, scale, zero_point, spec, torch.ones(66), compiled=compiled)[0]
+        assert y[0].isnan()
+        assert torch.equal(y[1:6] / scale, torch.tensor([7.0, -8.0, 7.0, -8.0, 0.0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_floats_are_quantized_in_float32(dtype):
     spec, (scale, zero_point) = QuantSpec(8), grid_of(QuantSpec(8), ())

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from qat.functional import fused, inductor, kept
+from qat.functional.elements import SMOOTH, Addend
 from qat.functional.fused import Front, Grid, fused_fake_quantize, fused_kernels
 from qat.functional.inductor import Kernel
 from qat.functional.kept import find_codes, kept_as_codes, rearranged
-from qat.functional.kernels import SMOOTH, Addend
 from qat.functional.products import matmul
 
 GRID = Grid(torch.tensor(0.05), torch.tensor(3.0), 0, 255)
