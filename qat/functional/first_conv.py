@@ -17,25 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qat.functional.convolution import Convolution
 from qat.functional.elements import Ends
 from qat.functional.fused import Grid, is_worth_it
 from qat.functional.inductor import Kernel
 from qat.functional.kernels import GRID
 from qat.functional.layout import Layout, flat
-
-
-class Convolution(NamedTuple):
-    """What a convolution without groups is called with.
-
-    Attributes:
-        stride: Of each spatial axis.
-        padding: The same.
-        dilation: The same.
-    """
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
 
 
 def _snap(x: Tensor, *ends: Tensor) -> Any:
@@ -75,26 +62,10 @@ class _FirstConv(torch.autograd.Function):
         grid, layout, convolution = ctx.how
         found = _kernels(x.device.type)[1](layout.split(x), *ctx.ends)
         values, slopes = (layout.join(part) for part in found)
-        of_slopes, _ = _weight_gradient(grads[0], slopes, weight, convolution)
+        of_slopes, _ = convolution.weight_gradient(grads[0], slopes, weight)
         of_scale = (of_slopes * weight).sum().view(scale.shape).mul_(grid.factor)
-        biases = [weight.shape[0]] if ctx.has_bias else None
-        given = _weight_gradient(grads[0], values, weight, convolution, biases)
+        given = convolution.weight_gradient(grads[0], values, weight, ctx.has_bias)
         return None, None, *given, of_scale
-
-
-def _weight_gradient(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    convolution: Convolution,
-    biases: list[int] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of weight and bias for an input ``x``."""
-    wanted = [False, True, biases is not None]
-    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        grad, x, weight, biases, *convolution, False, [0, 0], 1, wanted
-    )
-    return of_weight, of_bias
 
 
 def suits(x: Tensor, grid: Grid) -> bool:

@@ -139,6 +139,35 @@ def _unpack(kept: Any) -> Tensor:
     return kept.values() if isinstance(kept, _View) else kept
 
 
+def save_apart(ctx: Any, *tensors: Tensor) -> None:
+    """Keep tensors for a backward that needs their values one after the other.
+
+    What is saved otherwise is made of its codes all at once.
+    """
+    ctx.apart = [_find(x) for x in tensors]
+    known = zip(tensors, ctx.apart, strict=True)
+    ctx.save_for_backward(*(x if found is None else None for x, found in known))
+
+
+def saved_apart(ctx: Any, index: int, *, blank: bool = False) -> Tensor:
+    """Return one of the tensors that ``save_apart`` kept.
+
+    Args:
+        ctx: Of the backward.
+        index: Which one it is.
+        blank: Its shape and its order in memory are wanted, and its values are not.
+    """
+    found = ctx.apart[index]
+    if found is None:
+        return ctx.saved_tensors[index]
+    if not blank:
+        return found.values()
+    recipe = found.recipe
+    return recipe.source.new_empty(0, dtype=recipe.dtype).new_empty_strided(
+        found.size, found.stride
+    )
+
+
 def kept_as_codes() -> AbstractContextManager[None]:
     """Inside, backwards keep the codes of tensors that ``keep`` knows in their place."""
     return torch.autograd.graph.saved_tensors_hooks(_pack, _unpack)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from qat.functional.kept import find_recipe, remember
 from qat.graph.captured import Captured, make_function
 from qat.graph.chains import Chain
-from qat.graph.first_layer import FirstLayer
+from qat.graph.convolutions import FirstLayer, LargeLayer
 from qat.graph.segments import Part, split
 from qat.layers import QuantizedLayer
 
@@ -98,7 +98,9 @@ def _called(part: Part, modules: dict[str, nn.Module]) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
     for node in part.nodes:
         roots = [modules[str(node.target)]] if node.op == "call_module" else []
-        roots += node.target.modules if isinstance(node.target, Chain | FirstLayer) else []
+        roots += (
+            node.target.modules if isinstance(node.target, Chain | FirstLayer | LargeLayer) else []
+        )
         for module in (m for root in roots for m in root.modules()):
             found[module] = None
             if isinstance(module, QuantizedLayer):

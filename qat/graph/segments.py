@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from qat.fake_quant import FakeQuant
 from qat.graph.chains import Chain
-from qat.graph.first_layer import FirstLayer
+from qat.graph.convolutions import FirstLayer, LargeLayer
 from qat.graph.op_names import module_name, op_name
 from qat.layers import QuantizedLayer
 
@@ -136,6 +136,6 @@ def _makes_new(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if isinstance(node.target, Chain):
         return len(node.args) > 1  # an addition
     module = modules[str(node.target)] if node.op == "call_module" else None
-    if isinstance(module, QuantizedLayer) or isinstance(node.target, FirstLayer):
+    if isinstance(module, QuantizedLayer) or isinstance(node.target, FirstLayer | LargeLayer):
         return True
     return op_name(node, modules) in NEW_MEMORY and not _is_in_place(node)

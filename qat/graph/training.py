@@ -16,7 +16,7 @@ from qat.functional.kept import rearranged
 from qat.functional.products import matmul
 from qat.graph.captured import Captured
 from qat.graph.chains import find_chain
-from qat.graph.first_layer import find_first_layer
+from qat.graph.convolutions import find_first_layer, find_large_layer
 from qat.graph.memory_format import has_other_order
 
 MOVES = ("flatten", "reshape", "contiguous")
@@ -43,12 +43,20 @@ def _change(node: fx.Node, modules: dict[str, nn.Module]) -> None:
         _replace(node, *found)
     elif first is not None:
         _replace(node, first[0], first[1:])
-    elif node.op == "call_module" and has_other_order(modules[str(node.target)]):
-        _reorder_input(node)
+    elif node.op == "call_module":
+        _change_layer(node, modules)
     elif node.op == "call_method" and node.target in MOVES and not node.kwargs:
         _replace(node, Rearrange(str(node.target)), node.args)
     elif node.target in PRODUCTS and len(node.args) == 2 and not node.kwargs:
         _replace(node, matmul, node.args)
+
+
+def _change_layer(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    if has_other_order(modules[str(node.target)]):
+        _reorder_input(node)
+    large = find_large_layer(node, modules)
+    if large is not None:
+        _replace(node, large, node.args)
 
 
 def _reorder_input(node: fx.Node) -> None:

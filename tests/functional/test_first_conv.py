@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from qat.functional import fused
 from qat.functional.affine import dequantize, quantize
-from qat.functional.first_conv import Convolution, first_conv, suits
+from qat.functional.convolution import Convolution
+from qat.functional.first_conv import first_conv, suits
 from qat.functional.fused import Grid, fused_kernels
 
 CASES = {

@@ -1,4 +1,4 @@
-"""Which layer is joined with the fake-quant of the network's input."""
+"""Which layer is joined with the fake-quant of the network's input, and which are large."""
 
 from copy import deepcopy
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qat.functional import fused
-from qat.graph.first_layer import FirstLayer
+from qat.functional import convolution, fused
+from qat.graph import convolutions
+from qat.graph.convolutions import FirstLayer, LargeLayer
 from qat.graph.insert import prepare
 from qat.graph.training import training_graph
 from qat.training.compiled import training_forward
@@ -83,6 +84,64 @@ def first_layers(model):
 )
 def test_what_is_found(model, count):
     assert len(first_layers(prepared(model, torch.randn(4, 3, 8, 8)))) == count
+
+
+class Large(nn.Module):
+    """A convolution with 1,152 weights, one with 1,024, and one of a class of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.large = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, groups=1, bias=False)
+        self.grouped, self.own = nn.Conv2d(16, 16, 2, groups=1), Standardised(16, 16, 3)
+
+    def forward(self, x):
+        return self.own(self.grouped(self.large(self.first(x)).relu())).mean((2, 3))
+
+
+def prepared_large(monkeypatch, x):
+    for module in (convolution, convolutions):
+        monkeypatch.setattr(module, "LARGE", 1025)
+    return prepared(Large(), x)
+
+
+def test_large_weights_are_found(monkeypatch):
+    model = prepared_large(monkeypatch, torch.randn(2, 3, 12, 12))
+    found = [n.target for n in training_graph(model).nodes if isinstance(n.target, LargeLayer)]
+    assert [one.layer for one in found] == [model.large]
+
+
+@pytest.mark.parametrize("checkpointing", ["off", 2])  # the second of two is kept
+def test_a_step_with_large_weights_is_the_same_to_the_bit(monkeypatch, checkpointing):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 12, 12)
+    ours = prepared_large(monkeypatch, x)
+    step, found = training_forward(ours, "regional", checkpointing), []
+    for largest in (1025, 2**20):  # in that order: the graph is made, and asks again
+        monkeypatch.setattr(convolution, "LARGE", largest)
+        y = step(x)
+        assert ("_OneByOne" in names_of(y.grad_fn)) == (largest == 1025)
+        found.append([y, *torch.autograd.grad(y.square().sum(), list(ours.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def names_of(node):
+    """Return the names of all functions behind ``node``."""
+    names, todo = set(), [node]
+    while todo:
+        one = todo.pop()
+        if one is not None and one not in names:
+            names.add(one)
+            todo += [parent for parent, _ in one.next_functions]
+    return " ".join(one.name() for one in names)
+
+
+def test_a_large_layer_that_somebody_looks_at_runs_as_it_is(monkeypatch):
+    x, seen = torch.randn(2, 3, 12, 12), []
+    model = prepared_large(monkeypatch, x)
+    model.get_submodule("large").register_forward_hook(lambda *args: seen.append(args))
+    y = training_forward(model, "regional")(x)
+    assert len(seen) == 1
+    assert "_OneByOne" not in names_of(y.grad_fn)
 
 
 @pytest.mark.parametrize("made", [Patches, Other])
