@@ -59,7 +59,8 @@ class FirstLayer:
 
 def _ways(layer: nn.Conv2d) -> Convolution:
     ways = (layer.stride, layer.padding, layer.dilation)
-    return Convolution(*(list(map(int, way)) for way in ways), layer.groups)
+    stride, padding, dilation = (list(map(int, way)) for way in ways)
+    return Convolution(stride, padding, dilation, layer.groups)
 
 
 def find_large_layer(node: fx.Node, modules: dict[str, nn.Module]) -> LargeLayer | None:
