@@ -35,7 +35,7 @@ class Sums:
         ones = ones_of_rows(x.numel(), x.device)
         if ones is None:
             return self._flat(grad, x, *addend, *ends)
-        shape = len(ones), -1
+        shape = ones.shape[0], -1
         values = None if addend.values is None else addend.values.view(shape)
         rows = grad.view(shape), x.view(shape), values
         found, of_scale = self._rows(ones, *rows, *addend[1:], *ends)
