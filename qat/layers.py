@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from qat.batch_norm import (
     Stage,
@@ -29,6 +28,7 @@ from qat.batch_norm import (
     channel_shift,
     restore_batch_norm,
 )
+from qat.channels import channel_view
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import (
     MAX_BIAS_CODE,
@@ -233,27 +233,6 @@ class QuantizedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce_subclass(self, QuantizedLayer)
-
-
-def channel_view(layer: nn.Module, values: Tensor) -> Tensor:
-    """Shape ``values``, one for each output channel ``(O,)``, so that they go with the weight.
-
-    A grouped transposed convolution keeps its output channels on two axes of the weight.
-
-    Args:
-        layer: The layer that the values are for.
-        values: Shape ``(O,)``.
-    """
-    rank = layer._parameters["weight"].ndim  # pyright: ignore[reportOptionalMemberAccess]
-    if isinstance(layer, _ConvTransposeNd):
-        return values.view(layer.groups, -1, *[1] * (rank - 2))
-    axis = channel_axis(layer)
-    return values.view(*[1] * axis, -1, *[1] * (rank - 1 - axis))
-
-
-def channel_axis(layer: nn.Module) -> int:
-    """Return the axis on which the weight of ``layer`` keeps its output channels."""
-    return 1 if isinstance(layer, _ConvTransposeNd) else getattr(layer, "channel_axis", 0)
 
 
 def quantize_layer(layer: nn.Module, weight_quant: FakeQuant, links: Links) -> None:

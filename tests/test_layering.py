@@ -13,7 +13,7 @@ LAYERS = [
     {"functional"},
     {"observers", "quantizers"},
     {"fake_quant"},
-    {"subclass"},
+    {"subclass", "channels"},
     {"batch_norm"},
     {"layers"},
     {"codecs"},

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from qat.channels import channel_axis
 from qat.errors import GraphError, SpecError
 from qat.graph.plan import Format
-from qat.layers import channel_axis
 from qat.quantizers import QUANTIZERS
 from qat.spec import FLOAT, BatchNormMode, QuantSpec, Rule, Scheme
 

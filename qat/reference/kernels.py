@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat.channels import channel_axis
 from qat.functional.affine import expand, quantize_bias
 from qat.integer_layers import IntegerLayer
-from qat.layers import QuantizedLayer, channel_axis
+from qat.layers import QuantizedLayer
 from qat.reference.values import Accumulator, BroughtGrid, Codes, Pending, Product, Sum
 from qat.spec import QuantSpec
 from qat.subclass import original_class, plain_twin
