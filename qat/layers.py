@@ -39,6 +39,7 @@ from qat.functional.affine import (
     quantize_bias,
 )
 from qat.functional.ste import power_of_two, replace_value
+from qat.held import Holder, held_once
 from qat.spec import BatchNormMode, QuantSpec
 from qat.subclass import generalise, reduce_subclass, specialise
 
@@ -82,7 +83,7 @@ class IntegerParameters(NamedTuple):
     bias_scale: Tensor | None
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(Holder):
     """Mixin of the dynamic layer subclass: ``weight`` and ``bias`` as the forward should see them.
 
     The raw parameters, which optimizers train, are ``_parameters["weight"]`` and ``["bias"]``.
@@ -100,6 +101,7 @@ class QuantizedLayer(nn.Module):
         return super().forward(input, *args, **kwargs)
 
     @property
+    @held_once
     def weight(self) -> Tensor:
         """The weight in use, real values, shape of the raw weight."""
         if not self.folded:
@@ -107,6 +109,7 @@ class QuantizedLayer(nn.Module):
         return self._folded_weight()
 
     @property
+    @held_once
     def bias(self) -> Tensor | None:
         """The bias in use, real values, shape ``(O,)``; on its int32 grid in the fold stage."""
         if not self.folded:
@@ -136,6 +139,10 @@ class QuantizedLayer(nn.Module):
     def spec(self) -> QuantSpec:
         """The number format of the weight's codes."""
         return self.weight_quant.spec
+
+    def neighbours(self) -> list[nn.Module]:
+        """Return the batch-norm behind the layer and the fake-quant in front of it, if any."""
+        return [m for m in (self.links.batch_norm, self.links.input_quant) if m is not None]
 
     @property
     def _quantizes(self) -> bool:
@@ -212,6 +219,7 @@ class QuantizedLayer(nn.Module):
         return source.quantizer.scale * held.expand(channel_view(self, bias).shape).flatten()
 
     @torch.no_grad()
+    @held_once
     def integers(self) -> IntegerParameters:
         """Return the layer as integers; the fold stage computes with exactly these."""
         assert self.folded, "convert needs the fold stage"

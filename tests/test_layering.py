@@ -13,7 +13,7 @@ LAYERS = [
     {"functional"},
     {"observers", "quantizers"},
     {"fake_quant"},
-    {"subclass", "channels"},
+    {"subclass", "channels", "held"},
     {"batch_norm"},
     {"layers"},
     {"codecs"},

@@ -104,8 +104,7 @@ def _called(part: Part, modules: dict[str, nn.Module]) -> list[nn.Module]:
         for module in (m for root in roots for m in root.modules()):
             found[module] = None
             if isinstance(module, QuantizedLayer):
-                beside = (module.links.batch_norm, module.links.input_quant)
-                found |= dict.fromkeys(m for b in beside if b is not None for m in b.modules())
+                found |= dict.fromkeys(m for b in module.neighbours() for m in b.modules())
     return list(found)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.graph.captured import Captured
+from qat.held import hold
 from qat.reference.run import IntegerRun
 from qat.training.phases import phase_of
 
@@ -99,8 +100,9 @@ def evaluate(model: nn.Module, loader: Batches) -> Score:
     model.eval()
     device = next(model.parameters()).device
     run, sums = inference(model), torch.zeros(3, dtype=torch.float64, device=device)
-    for x, y in loader:
-        sums += _sums(first_output(run(x.to(device))), y.to(device).flatten())
+    with hold(model):
+        for x, y in loader:
+            sums += _sums(first_output(run(x.to(device))), y.to(device).flatten())
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from qat.errors import ConfigError
 from qat.fake_quant import Phase, fake_quants, scale_parameters
 from qat.functional.affine import full_precision
 from qat.graph.plan import Plan
+from qat.held import hold
 from qat.training.distill import Teacher
 from qat.training.evaluate import first_output, inference
 from qat.training.optim import Rates, make_optimizer
@@ -65,6 +67,7 @@ class QATTask(pl.LightningModule):
         """What is added to the loss, by name; each of shape ``()``."""
         self.total_steps = 1
         """Optimizer steps of the whole run; final once the optimizer is configured."""
+        self._validation = ExitStack()
         self.val_accuracy = MeanMetric()
         self.val_loss = MeanMetric()
         self.save_hyperparameters({"config": config or {}}, logger=False)
@@ -88,6 +91,10 @@ class QATTask(pl.LightningModule):
             loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Let weights be made once for all batches."""
+        self._validation.enter_context(hold(self.model))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the validation metrics; in full precision, at last on integers."""
         del batch_idx
@@ -99,6 +106,7 @@ class QATTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; the quantized accuracy only once the model is quantized."""
+        self._validation.close()
         accuracy, quantized = self.val_accuracy.compute(), is_quantized(self.model)
         self.log("val/accuracy", accuracy, prog_bar=True)
         self.log("val/loss", self.val_loss.compute())
