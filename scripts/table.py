@@ -1,6 +1,7 @@
 """Fill the results table and the recipes' headers from run folders: no figure is ever typed.
 
-Of every recipe the newest run that passed counts; several seeds give mean and deviation.
+Of every recipe the newest run that passed counts; several seeds give mean and deviation. Rows of a
+page whose runs are not in these folders stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MARKS = {kind: (f"<!-- {kind} -->", f"<!-- /{kind} -->") for kind in ("results", "full", "peers")}
+KEYS = {"results": 1, "full": 1, "peers": 2}
+"""How many of the first cells tell a row from others."""
 MEASURED = "# Measured: "
 HEAD = (
     "run",
@@ -117,11 +120,29 @@ def _shown(results: list[tuple[int, float]]) -> tuple[str, str]:
 
 
 def fill(page: str, text: str, kind: str = "results") -> str:
-    """Put ``text`` between the marks of its kind in ``page``."""
+    """Put the rows of ``text`` between the marks of its kind in ``page``, beside other rows."""
     start, end = MARKS[kind]
     before, _, rest = page.partition(start)
-    _, _, after = rest.partition(end)
-    return f"{before}{start}\n{text}\n{end}{after}"
+    old, _, after = rest.partition(end)
+    return f"{before}{start}\n{merged(old, text, KEYS[kind])}\n{end}{after}"
+
+
+def merged(old: str, new: str, keys: int) -> str:
+    """Return the table ``new`` with those rows of ``old`` that it has not, in the order of ``old``.
+
+    Args:
+        old: A table with the same columns, or text that is none.
+        new: A table.
+        keys: How many of the first cells tell a row from others.
+    """
+
+    def rows(table: str) -> dict[tuple[str, ...], str]:
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        return {tuple(line.split("|")[1 : 1 + keys]): line for line in lines}
+
+    both = rows(old) | rows(new) if old.strip().startswith(new.splitlines()[0]) else rows(new)
+    head, line, *body = both.values()
+    return "\n".join([head, line, *(sorted(body) if keys == 1 else body)])
 
 
 def measured(reports: list[dict[str, Any]]) -> str:

@@ -131,3 +131,21 @@ def test_peers_stand_below_the_run_of_their_width(tmp_path: Path) -> None:
     )
     done = run(tmp_path / "runs", "--into", page, "--peers", tmp_path / "absent.json")
     assert done.returncode != 0
+
+
+def test_rows_of_other_folders_stay(tmp_path: Path) -> None:
+    page, peer = tmp_path / "page.md", {"bits": "w4a4", "lr": 0.01, "seed": 0, "fake_quant": 90.0}
+    page.write_text("<!-- results --><!-- /results -->\n<!-- peers --><!-- /peers -->\n")
+    for number, name in enumerate(("b_w4a4", "a_w4a4", "b_w4a4")):
+        folder, found = tmp_path / str(number), tmp_path / f"{number}.json"
+        write(folder, 0, 90.0 + number, when=number)
+        path = folder / "report.json"
+        path.write_text(path.read_text().replace('"r"', f'"{name}"'))
+        found.write_text(json.dumps({**peer, "method": f"lsq{number % 2}"}))
+        assert run(folder, "--into", page, "--peers", found).returncode == 0
+    rows = [
+        line.strip("| ").split(" | ") for line in page.read_text().splitlines() if "w4a4" in line
+    ]
+    assert [(row[0], row[4]) for row in rows[:2]] == [("a_w4a4", "91.00"), ("b_w4a4", "92.00")]
+    assert [row[1] for row in rows[2:]] == ["qat", "lsq0, rate 0.01", "lsq1, rate 0.01"]
+    assert rows[2][3] == "92.00"
