@@ -63,7 +63,12 @@ class FirstStep(Callback):
 def start(recipe: str, cache: str, options: argparse.Namespace) -> dict[str, float]:
     """Run one process; return seconds from its start to each point."""
     here, folder = str(Path(__file__).parent), tempfile.mkdtemp()
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, BEGAN: str(time.time())}
+    Path(cache).mkdir(exist_ok=True)
+    caches = {
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "TMPDIR": cache,
+    }  # compiled headers lie in the other
+    environment = {**os.environ, **caches, BEGAN: str(time.time())}
     environment["PYTHONPATH"] = os.pathsep.join((here, os.environ.get("PYTHONPATH", "")))
     environment["OMP_NUM_THREADS"] = str(options.threads)
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[options.device]
