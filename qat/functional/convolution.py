@@ -63,13 +63,15 @@ class _OneByOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        blank_x, blank_weight = (saved_apart(ctx, index, blank=True) for index in range(2))
+        blank_weight = saved_apart(ctx, 1, blank=True)
         in_rows = blank_weight.is_contiguous()
         order = torch.contiguous_format if in_rows else torch.channels_last
         grad = grads[0].contiguous(memory_format=order)  # once, or in both calls
         of_x = None
         if ctx.needs_input_grad[1]:
+            blank_x = saved_apart(ctx, 0, blank=True)
             of_x = ctx.how.input_gradient(grad, blank_x, saved_apart(ctx, 1))
+            del blank_x
         given = ctx.how.weight_gradient(grad, saved_apart(ctx, 0), blank_weight, ctx.has_bias)
         return None, of_x, *given
 

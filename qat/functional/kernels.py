@@ -19,7 +19,7 @@ log = logging.getLogger("qat")
 class Sums:
     """The gradients of a grid with one scale, whose sum is split into rows where sizes allow it.
 
-    One loop over all elements would carry each sum through memory, and wait for it.
+    On CPUs one loop over all elements would carry each sum through memory, and wait for it.
     """
 
     def __init__(self, device_type: str, activation: str) -> None:
@@ -32,7 +32,7 @@ class Sums:
 
     def __call__(self, grad: Tensor, x: Tensor, addend: Addend, ends: Ends) -> Sequence[Tensor]:
         """Return the gradients of ``x``, of its shape, and of the scale."""
-        ones = ones_of_rows(x.numel(), x.device)
+        ones = ones_of_rows(x.numel()) if x.device.type == "cpu" else None
         if ones is None:
             return self._flat(grad, x, *addend, *ends)
         shape = ones.shape[0], -1
@@ -81,13 +81,13 @@ LONGEST_ROW = 2**16
 
 
 @functools.cache
-def ones_of_rows(elements: int, device: torch.device) -> Tensor | None:
+def ones_of_rows(elements: int) -> Tensor | None:
     """Return 1 for each of the rows ``(R, 1)`` into which a sum falls; ``None`` if it does not."""
     twos = elements & -elements
     rows = 2
     while elements > rows * LONGEST_ROW:
         rows *= 2
-    return torch.ones(rows, 1, device=device) if rows < elements and rows <= twos else None
+    return torch.ones(rows, 1) if rows < elements and rows <= twos else None
 
 
 def _snap_rows(x: Tensor, *grid: Tensor) -> Any:
