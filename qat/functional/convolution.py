@@ -90,6 +90,6 @@ def convolve_large(x: Tensor, weight: Tensor, bias: Tensor | None, how: Convolut
         x: Images ``(N, C, H, W)`` that ``is_large`` knows.
         weight: In use, ``(O, C / groups, H, W)``, float32.
         bias: ``(O,)``.
-        how: The convolution moves.
+        how: How the convolution moves.
     """
     return _OneByOne.apply(how, x, weight, bias)

@@ -23,18 +23,15 @@ class Sums:
     """
 
     def __init__(self, device_type: str, activation: str) -> None:
-        flat, rows = (
-            functools.partial(f, activation) for f in (_gradients_of_one, _gradients_in_rows)
-        )
-        rest = (*GRID_OF_ADDEND, *GRID)
-        self._flat = Kernel(device_type, flat, ("n", "n", "n", *rest))
-        self._rows = Kernel(device_type, rows, ("r1", "rb", "rb", "rb", *rest))
+        gradients, rest = functools.partial(_gradients_of_one, activation), GRID_OF_ADDEND + GRID
+        self._flat = Kernel(device_type, gradients, ("", "n", "n", "n", *rest))
+        self._rows = Kernel(device_type, gradients, ("r1", "rb", "rb", "rb", *rest))
 
     def __call__(self, grad: Tensor, x: Tensor, addend: Addend, ends: Ends) -> Sequence[Tensor]:
         """Return the gradients of ``x``, of its shape, and of the scale."""
         ones = ones_of_rows(x.numel()) if x.device.type == "cpu" else None
         if ones is None:
-            return self._flat(grad, x, *addend, *ends)
+            return self._flat(None, grad, x, *addend, *ends)
         shape = ones.shape[0], -1
         values = None if addend.values is None else addend.values.view(shape)
         rows = grad.view(shape), x.view(shape), values
@@ -60,20 +57,14 @@ def _snap_one(activation: str, x: Tensor, *given: Tensor) -> Any:
     return values.to(x.dtype), codes
 
 
-def _gradients_of_one(activation: str, grad: Tensor, x: Tensor, *given: Tensor) -> Any:
-    addend, ends = Addend(*given[:NUM_ADDEND]), Ends(*given[NUM_ADDEND:])
-    moved, parts = passed(activation, grad, addend.add_to(x), ends)
-    return moved.to(x.dtype), parts.sum()
-
-
-def _gradients_in_rows(
-    activation: str, ones: Tensor, grad: Tensor, x: Tensor, *given: Tensor
+def _gradients_of_one(
+    activation: str, ones: Tensor | None, grad: Tensor, x: Tensor, *given: Tensor
 ) -> Any:
-    """Return those of one scale; a factor of 1 for each row keeps Inductor from a second loop."""
+    """With ``ones``, a sum of rows; that factor keeps Inductor from a second loop."""
     addend, ends = Addend(*given[:NUM_ADDEND]), Ends(*given[NUM_ADDEND:])
-    ends = ends._replace(scale=ends.scale * ones)
+    ends = ends if ones is None else ends._replace(scale=ends.scale * ones)
     moved, parts = passed(activation, grad, addend.add_to(x), ends)
-    return moved.to(x.dtype), parts.sum(1).sum()
+    return moved.to(x.dtype), parts.sum() if ones is None else parts.sum(1).sum()
 
 
 LONGEST_ROW = 2**16

@@ -64,10 +64,7 @@ def start(recipe: str, cache: str, options: argparse.Namespace) -> dict[str, flo
     """Run one process; return seconds from its start to each point."""
     here, folder = str(Path(__file__).parent), tempfile.mkdtemp()
     Path(cache).mkdir(exist_ok=True)
-    caches = {
-        "TORCHINDUCTOR_CACHE_DIR": cache,
-        "TMPDIR": cache,
-    }  # compiled headers lie in the other
+    caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), cache)  # code, and headers
     environment = {**os.environ, **caches, BEGAN: str(time.time())}
     environment["PYTHONPATH"] = os.pathsep.join((here, os.environ.get("PYTHONPATH", "")))
     environment["OMP_NUM_THREADS"] = str(options.threads)
