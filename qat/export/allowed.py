@@ -80,3 +80,5 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 _DTYPES = "bool uint8 int8 uint16 int16 int32 int64 float16 bfloat16 float32 float64"
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES.split()}
+LARGEST = 2**63
+"""Whole numbers of a file are smaller."""

@@ -7,6 +7,7 @@ that says what it is: ``{"node": "relu"}``, ``{"tuple": [...]}``, ``{"dtype": "f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from torch import fx
 
 from qat.errors import ExportError
-from qat.export.allowed import DTYPES
+from qat.export.allowed import DTYPES, LARGEST
+
+_WORD = re.compile(r"[\w ,.>-]{0,400}", re.ASCII)
+"""What texts are for: names of modes, equations of einsum, keys."""
 
 
 def encode(value: Any) -> Any:
@@ -26,7 +30,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"number": str(value)}
     if value is None or type(value) in (bool, int, float, str):
-        return value
+        return _check_plain(value)
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if type(value) is slice:
@@ -63,7 +67,7 @@ def decode(form: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if isinstance(form, list):
         return [decode(v, nodes) for v in form]
     if not isinstance(form, dict):
-        return form
+        return _check_plain(form)
     if len(form) != 1:
         raise ExportError(f"an argument {form!r}")
     ((kind, content),) = form.items()
@@ -73,8 +77,16 @@ def decode(form: Any, nodes: Mapping[str, fx.Node]) -> Any:
         values = tuple(decode(v, nodes) for v in content)
         return values if kind == "tuple" else slice(*values)
     if kind == "dict" and isinstance(content, dict):
-        return {k: decode(v, nodes) for k, v in content.items()}
+        return {_check_plain(k): decode(v, nodes) for k, v in content.items()}
     return _decode_constant(kind, content)
+
+
+def _check_plain(value: Any) -> Any:
+    """Return a number, a text of few characters, a boolean or ``None``."""
+    is_large = isinstance(value, int) and abs(value) >= LARGEST
+    if is_large or (isinstance(value, str) and not _WORD.fullmatch(value)):
+        raise ExportError(f"an argument {value!r:.100}")
+    return value
 
 
 def _decode_constant(kind: str, content: Any) -> Any:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import ExportError
 from qat.export.allowed import ATTRIBUTES, FUNCTION_NAMES, FUNCTIONS, METHODS
 from qat.export.arguments import decode, encode
 from qat.export.module_form import build_module, describe_module
+from qat.export.packed_graph import PackedGraph
 
 _PATH = re.compile(r"[\w/-]+(\.[\w/-]+)*", re.ASCII)
 
@@ -90,9 +90,9 @@ def _attribute(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(owner), leaf)
 
 
-def build_graph_module(
+def build_graph(
     form: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: Mapping[str, Any]
-) -> fx.GraphModule:
+) -> PackedGraph:
     """Return the model that ``describe_graph`` described, in eval mode.
 
     Args:
@@ -103,20 +103,41 @@ def build_graph_module(
     Raises:
         ExportError: If the form names what it may not, or tensors are missing or do not fit.
     """
-    root, graph = nn.Module(), fx.Graph()
-    for name, described in form["modules"].items():
-        _put(root, _check_path(name), build_module(name, described, tensors, weights))
+    graph, constants = fx.Graph(), {}
+    modules = {
+        _check_path(name): build_module(name, described, tensors, weights)
+        for name, described in form["modules"].items()
+    }
     nodes: dict[str, fx.Node] = {}
     for name, op, target, args, kwargs, shape in form["nodes"]:
-        found = _decode_target(op, target, form["modules"])
+        found = _decode_target(op, target, modules)
         if op == "get_attr":
-            _put_tensor(root, target, tensors)
+            constants[target] = _constant(target, tensors)
         plain = tuple(decode(args, nodes)), {k: decode(v, nodes) for k, v in kwargs.items()}
         _check_call(found, *plain)
-        nodes[name] = graph.create_node(op, found, *plain, _check_name(name))
+        nodes[name] = graph.create_node(op, found, *plain, _check_new(name, nodes))
         nodes[name].meta["shape"] = None if shape is None else tuple(map(int, shape))
-    graph.lint()
-    return fx.GraphModule(root, graph, class_name="IntegerModel").eval()
+    _check_whole(form["nodes"])
+    return PackedGraph(graph, modules, constants)
+
+
+def _check_new(name: Any, nodes: Mapping[str, fx.Node]) -> str:
+    if _check_name(name) in nodes:
+        raise ExportError(f"two nodes of name '{name}'")
+    return name
+
+
+def _check_whole(rows: list[Any]) -> None:
+    """Refuse a graph without an input, or with another end than one output."""
+    ops = [row[1] for row in rows]
+    if ops.count("output") != 1 or ops[-1] != "output" or "placeholder" not in ops:
+        raise ExportError("a graph without an input, or with another end than one output")
+
+
+def _constant(path: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if path not in tensors:
+        raise ExportError(f"no tensor '{path}'")
+    return tensors[path]
 
 
 def _decode_target(op: str, target: Any, modules: Mapping[str, Any]) -> Any:
@@ -156,25 +177,3 @@ def _check_path(path: str) -> str:
     if not _PATH.fullmatch(path):
         raise ExportError(f"a name {path!r}")
     return path
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    *owners, leaf = path.split(".")
-    _owner(root, owners).add_module(leaf, module)
-
-
-def _put_tensor(root: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
-    if path not in tensors:
-        raise ExportError(f"no tensor '{path}'")
-    *owners, leaf = path.split(".")
-    owner = _owner(root, owners)
-    if leaf not in owner._buffers:
-        owner.register_buffer(leaf, tensors[path])
-
-
-def _owner(root: nn.Module, path: list[str]) -> nn.Module:
-    for name in path:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root._modules[name] or torch.nn.Identity()
-    return root

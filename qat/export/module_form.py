@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec, Lookup, storage_type
 from qat.errors import ExportError
-from qat.export.allowed import MODULES
+from qat.export.allowed import LARGEST, MODULES
 from qat.export.arguments import decode, encode
 from qat.integer_layers import ChannelAffine, IntegerLayer, make_integer
 from qat.spec import QuantSpec
@@ -66,14 +66,24 @@ def _find_type(module: nn.Module, own: type[nn.Module]) -> str:
 def _options(module: nn.Module, kind: str) -> dict[str, Any]:
     """Return what the constructor of ``kind`` takes; modules keep it under the same names."""
     options: dict[str, Any] = {}
-    for name in inspect.signature(MODULES[kind].__init__).parameters:
-        if name in ("self", "device", "dtype") or name.startswith("_"):
-            continue
+    for name in _option_names(kind):
         if name == "bias":
             options[name] = not isinstance(module, IntegerLayer) and module.bias is not None
         elif hasattr(module, name):
             options[name] = encode(getattr(module, name))
     return options
+
+
+def _option_names(kind: str) -> list[str]:
+    names = inspect.signature(MODULES[kind].__init__).parameters
+    return [n for n in names if n not in ("self", "device", "dtype") and not n.startswith("_")]
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor; none that could take memory or another device."""
+    for name in options.keys() - _option_names(kind):
+        raise ExportError(f"an option '{name}' of {kind}")
+    return {name: decode(value, {}) for name, value in options.items()}
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def build_module(
         return special(name, form, tensors)
     if kind not in MODULES:
         raise ExportError(f"a module '{name}' of type {kind!r}")
-    options = {k: decode(v, {}) for k, v in form["options"].items()}
+    options = _check_options(kind, form["options"])
     with torch.device("meta"):
         module = MODULES[kind](**options)
     if "spec" in form:
@@ -123,8 +133,9 @@ def _integer_layer(
     codes: Mapping[str, Any],
 ) -> nn.Module:
     spec = QuantSpec(**form["spec"])
-    weight = layer._parameters["weight"]
-    assert weight is not None
+    weight = layer._parameters.get("weight")
+    if weight is None or (codes[name]["bits"], codes[name]["signed"]) != (spec.bits, spec.signed):
+        raise ExportError(f"another format of the weight of '{name}'")
     shape, storage = tuple(weight.shape), storage_type(spec, signed=spec.signed)
     layer._parameters.clear()
     found = _tensor(tensors, f"{name}.weight", shape)
@@ -134,8 +145,16 @@ def _integer_layer(
     buffers: dict[str, Tensor | None] = dict(zip(BUFFERS, parts, strict=True))
     buffers["weight_codes"] = parts[0].to(storage)
     buffers.update({key: tensors.get(f"{name}.{key}") for key in BIASES})
-    make_integer(layer, spec, codes[name]["axis"], codes[name]["block"], buffers)
+    axis, block = (_index(codes[name][key], len(shape)) for key in ("axis", "block"))
+    make_integer(layer, spec, axis, block, buffers)
     return layer.eval()
+
+
+def _index(value: Any, rank: int) -> int:
+    """Return an axis or a block size."""
+    if type(value) is not int or not 0 <= value < LARGEST or rank == 0:
+        raise ExportError(f"an axis or block {value!r}")
+    return value
 
 
 def _activation_codec(
@@ -145,7 +164,13 @@ def _activation_codec(
     site = form["site"]
     scale, zero_point = (_tensor(tensors, f"{site}.{k}", ()) for k in ("scale", "zero_point"))
     spec = QuantSpec(**form["spec"])
-    return ActivationCodec(site, spec, scale, zero_point, int(form["qmin"]), int(form["qmax"]))
+    highest = torch.iinfo(storage_type(spec, signed=False)).max
+    ends = (form["qmin"], form["qmax"])
+    if not all(type(end) is int and 0 <= end <= highest for end in ends) or ends[0] > ends[1]:
+        raise ExportError(f"codes {ends} at site '{site}'")
+    if zero_point.is_floating_point() or not 0 <= int(zero_point) <= highest:
+        raise ExportError(f"a zero point {zero_point} at site '{site}'")
+    return ActivationCodec(site, spec, scale, zero_point, *ends)
 
 
 def _dynamic_codec(

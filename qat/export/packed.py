@@ -3,62 +3,39 @@
 Codes narrower than 8 bits are packed, lowest bits first, into bytes. The header describes each
 weight (bits, signed, shape, axis, block), each activation (bits, lowest and highest code; those
 that are dynamic have no scale) and the graph that computes with them (``graph_form.py``) under the
-key ``qat``, as JSON. Nothing in the file is code.
+key ``qat``, as JSON, with a checksum over all of it. Nothing in the file is code.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, fx
 
 from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec
 from qat.errors import ExportError
-from qat.export.graph_form import (
-    build_graph_module,
-    called_modules,
-    describe_graph,
-    graph_tensors,
-)
+from qat.export.checksum import FORMAT_KEY, KEY
+from qat.export.graph_form import build_graph, called_modules, describe_graph, graph_tensors
 from qat.export.module_form import module_tensors
+from qat.export.packed_file import (
+    check_packed,
+    damage_named,
+    pack_bits,
+    pack_file,
+    read_file,
+    unpack_bits,
+)
+from qat.export.packed_graph import PackedGraph
+from qat.files import write_bytes
 from qat.integer_layers import IntegerLayer
 
 log = logging.getLogger("qat")
-FORMS = ("weights", "activations", "graph", "no_graph", "input")
+FORMS = ("weights", "activations", "graph", "no_graph", "input", KEY, FORMAT_KEY)
 """What the header holds beside the metadata that the caller gave."""
-_WHOLE_BYTES = (8, 16)
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Return integer ``codes``, any shape, as uint8 bytes ``(ceil(numel * bits / 8),)``."""
-    if bits in _WHOLE_BYTES:
-        stored = codes.flatten().numpy().astype(f"<i{bits // 8}")
-        return torch.from_numpy(stored.view(np.uint8))
-    values = codes.flatten().numpy().astype(np.int64) & (2**bits - 1)
-    planes = (values[:, None] >> np.arange(bits)) & 1
-    return torch.from_numpy(np.packbits(planes.astype(np.uint8).ravel(), bitorder="little"))
-
-
-def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], *, signed: bool) -> Tensor:
-    """Return the int32 codes of ``shape`` that ``pack_bits`` packed."""
-    if bits in _WHOLE_BYTES:
-        stored = packed.numpy().view(f"<{'i' if signed else 'u'}{bits // 8}")
-        return torch.from_numpy(stored.astype(np.int32)).view(shape)
-    count = int(np.prod(shape))
-    planes = np.unpackbits(packed.numpy(), bitorder="little")[: count * bits].reshape(count, bits)
-    values = (planes.astype(np.int64) << np.arange(bits)).sum(1)
-    if signed:
-        values -= (values >> (bits - 1)) << bits
-    return torch.from_numpy(values.astype(np.int32)).view(shape)
 
 
 def save_packed(
@@ -79,8 +56,7 @@ def save_packed(
     if forms["no_graph"]:
         log.warning("%s holds no graph: %s", path.name, forms["no_graph"])
     forms["input"] = {"shape": [*example.shape[1:]], "dtype": str(example.dtype)[6:]}
-    header = {"qat": json.dumps({**metadata, **forms}, separators=(",", ":"))}
-    path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=header))
+    write_bytes(path, pack_file(tensors, {**metadata, **forms}))
 
 
 def first_packed_difference(model: fx.GraphModule, path: Path) -> str | None:
@@ -94,8 +70,8 @@ def first_packed_difference(model: fx.GraphModule, path: Path) -> str | None:
         ExportError: If the file is missing, damaged or not one of ours.
     """
     expected, forms = _pack(model)
-    with _damage_named(path):
-        found, header = _read(path)
+    with damage_named(path):
+        found, header = read_file(path)
     for key, value in expected.items():
         if key not in found or found[key].dtype != value.dtype or not _equal(found[key], value):
             return key
@@ -174,10 +150,11 @@ def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ExportError: If the file is missing, damaged or not one of ours.
     """
-    with _damage_named(path):
-        tensors, header = _read(path)
+    with damage_named(path):
+        tensors, header = read_file(path)
         for name, form in header["weights"].items():
             key, shape = f"{name}.weight", tuple(form["shape"])
+            check_packed(tensors[key], key, form["bits"], shape)
             tensors[key] = unpack_bits(tensors[key], form["bits"], shape, signed=form["signed"])
     return tensors, header
 
@@ -188,11 +165,11 @@ def holds_graph(path: Path) -> bool:
     Raises:
         ExportError: If it is missing, damaged or not one of ours.
     """
-    with _damage_named(path):
-        return _read(path)[1].get("graph") is not None
+    with damage_named(path):
+        return read_file(path)[1].get("graph") is not None
 
 
-def load_model(path: Path) -> tuple[fx.GraphModule, dict[str, Any]]:
+def load_model(path: Path) -> tuple[PackedGraph, dict[str, Any]]:
     """Return the converted model that a file holds, in eval mode, and the file's header.
 
     Its layers hold codes of 8 bits and more as integers of that width, narrower ones as int8; no
@@ -205,27 +182,5 @@ def load_model(path: Path) -> tuple[fx.GraphModule, dict[str, Any]]:
     if header.get("graph") is None:
         reason = header.get("no_graph") or "it was written before files had one: export it again."
         raise ExportError(f"expected a packed model with its graph at '{path}', got none: {reason}")
-    with _damage_named(path):
-        return build_graph_module(header["graph"], tensors, header["weights"]), header
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a file as they are stored, and its header."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, json.loads((file.metadata() or {})["qat"])
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise ExportError(
-            f"expected a packed model at '{path}', got {_cause(error)}: "
-            "check the path, or export it again."
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    return str(error) if isinstance(error, ExportError) else f"{type(error).__name__} ({error})"
+    with damage_named(path):
+        return build_graph(header["graph"], tensors, header["weights"]), header

@@ -21,6 +21,7 @@ from torch.fx.node import map_aggregate
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.codecs import ActivationCodec, DynamicTensorCodec, Lookup, make_codec
 from qat.errors import VerificationError
+from qat.export.packed_graph import PackedGraph
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
@@ -50,7 +51,9 @@ class IntegerRun(fx.Interpreter):
     kernel_bits = 8
     """The widest codes that there are integer kernels for."""
 
-    def __init__(self, model: Captured | fx.GraphModule, observer: Observer | None = None) -> None:
+    def __init__(
+        self, model: Captured | PackedGraph | fx.GraphModule, observer: Observer | None = None
+    ) -> None:
         graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
         super().__init__(model, graph=graph)
         self.captured = model if isinstance(model, Captured) else None

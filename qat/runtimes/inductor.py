@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.export.decomposed import decompose, float_layers
+from qat.export.packed_graph import to_graph_module
 from qat.export.quiet import quiet
 from qat.integer_layers import IntegerLayer
 from qat.runtimes.packed_model import PackedModel
@@ -53,9 +53,9 @@ class InductorModel(PackedModel):
         _check_machine()
         _load_patterns()
         super().__init__(path, threads=threads)
-        _check_layers(Path(path), self.graph_module)
-        self.graph_module = decompose(self.graph_module)
-        self.compiled = torch.compile(self.graph_module, dynamic=False)
+        model, names = to_graph_module(self.packed)
+        _check_layers(Path(path), model, names)
+        self.compiled = torch.compile(decompose(model), dynamic=False)
         self.integer_layers: int | None = None
         self.shapes: set[torch.Size] = set()
 
@@ -104,10 +104,10 @@ def _load_patterns() -> None:
         ) from error
 
 
-def _check_layers(path: Path, model: Any) -> None:
+def _check_layers(path: Path, model: fx.GraphModule, names: Mapping[str, str]) -> None:
     """Refuse a model of integers without an integer kernel; say which layers stay float."""
     layers = [n for n, m in model.named_modules() if isinstance(m, IntegerLayer)]
-    reasons = float_layers(model)
+    reasons = {names[layer]: reason for layer, reason in float_layers(model).items()}
     if layers and len(reasons) == len(layers):
         site, reason = next(iter(reasons.items()))
         raise ExportError(

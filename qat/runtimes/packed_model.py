@@ -1,6 +1,7 @@
 """Run a packed file in PyTorch: a module of integers, as exact as the integer reference.
 
-No training code takes part: no fake-quant, no checkpoint, not the class of the trained model.
+No training code takes part: no fake-quant, no checkpoint, not the class of the trained model. The
+file is not trusted: what runs is an interpreter over operations of a list.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from qat.errors import ExportError, QatError
+from qat.export.calls import CheckedCalls
 from qat.export.packed import FORMS, load_model
+from qat.export.packed_graph import PackedGraph, to_graph_module
 from qat.reference.run import IntegerRun
 
 
@@ -26,7 +30,7 @@ class PackedModel(nn.Module):
         threads: Threads that PyTorch may use from now on in this process; None leaves them.
 
     Attributes:
-        graph_module: The converted model, whose own ``forward`` simulates the integers in float.
+        packed: The graph of the file, whose own ``forward`` simulates the integers in float.
 
     Raises:
         ExportError: If the file is missing, damaged or not one of ours, or has no graph.
@@ -37,13 +41,41 @@ class PackedModel(nn.Module):
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         super().__init__()
-        self.graph_module, self.header = load_model(Path(path))
+        self.path = Path(path)
+        self.packed, self.header = load_model(self.path)
         if threads is not None:
             torch.set_num_threads(threads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of one batch ``(N, ...)``, real values."""
-        return IntegerRun(self.graph_module)(x)
+        """Return the logits ``(N, K)`` of one batch ``(N, ...)``, real values.
+
+        Raises:
+            ExportError: If the graph cannot run on it, or would take more memory than is free.
+        """
+        try:
+            self.packed.check_inputs((x,))
+            logits = _IntegerRun(self.packed)(x)
+            self.packed.check_unchanged()
+        except QatError as error:
+            raise self._refused(x, str(error)) from error
+        except Exception as error:  # a graph of a file raises whatever torch raises
+            raise self._refused(x, f"{type(error).__name__} ({error})") from error
+        return logits
+
+    def _refused(self, x: Tensor, reason: str) -> ExportError:
+        return ExportError(
+            f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, got "
+            f"{reason.strip().splitlines()[0]}: give it inputs of shape {(-1, *self.input_shape)}, "
+            "or export it again."
+        )
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The same graph as source, for compilers and exporters; simulates the integers in float.
+
+        Its names are numbers: none comes out of the file.
+        """
+        return to_graph_module(self.packed)[0]
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -54,3 +86,11 @@ class PackedModel(nn.Module):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.header["input"]["shape"])
+
+
+class _IntegerRun(CheckedCalls, IntegerRun):
+    """The integer reference on the graph of a file."""
+
+    def __init__(self, model: PackedGraph) -> None:
+        super().__init__(model)
+        self.look_up(model.modules_by_name, model.constants)

@@ -8,13 +8,8 @@ from torch import nn
 from qat.batch_norm import channel_gain, channel_shift
 from qat.codecs import ActivationCodec
 from qat.errors import ExportError
-from qat.export.packed import (
-    first_packed_difference,
-    load_packed,
-    pack_bits,
-    save_packed,
-    unpack_bits,
-)
+from qat.export.packed import first_packed_difference, load_packed, save_packed
+from qat.export.packed_file import pack_bits, unpack_bits
 from qat.functional.codes import dequantize_codes
 from qat.graph.convert import convert
 from qat.integer_layers import IntegerLayer

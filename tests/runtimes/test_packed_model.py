@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 
@@ -10,11 +11,13 @@ import torch
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from qat.errors import ExportError
-from qat.export.packed import first_packed_difference, holds_graph, save_packed
+from qat.export.packed import first_packed_difference, holds_graph, load_packed, save_packed
+from qat.export.packed_file import pack_file
+from qat.export.packed_graph import PackedGraph
 from qat.graph.convert import convert
 from qat.models import build
 from qat.reference.run import IntegerRun
@@ -151,13 +154,14 @@ def refusal(path):
     return str(error.value)
 
 
-def edit(path, change):
-    """Change the header of a file."""
+def edit(path, *changes):
+    """Change a file as its author could: the checksum is right again."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["qat"])
     tensors = load_file(path)
-    change(header, tensors)
-    save_file(tensors, path, metadata={"qat": json.dumps(header)})
+    for change in changes:
+        change(header, tensors)
+    path.write_bytes(pack_file(tensors, header))
 
 
 def node(position, value):
@@ -174,30 +178,59 @@ def module(**entries):
     return change
 
 
-def getattr_of(name):
+def option(name, value):
     def change(header, tensors):
-        row = ["bad", "call_function", "builtins.getattr"]
-        arguments = [{"node": header["graph"]["nodes"][0][0]}, name]
-        header["graph"]["nodes"].insert(1, [*row, arguments, {}, None])
+        modules = header["graph"]["modules"].values()
+        next(m for m in modules if m["type"] == "Conv2d")["options"][name] = value
 
     return change
 
 
+def insert(op, target, *args, **kwargs):
+    """Put a node behind the input, whose value the next one reads."""
+
+    def change(header, tensors):
+        nodes = header["graph"]["nodes"]
+        arguments = [{"node": nodes[0][0]} if a is X else a for a in args]
+        nodes.insert(1, ["bad", op, target, arguments, kwargs, None])
+
+    return change
+
+
+def call(target, *args, **kwargs):
+    return insert("call_function", target, *args, **kwargs)
+
+
+X = object()  # the input, among the arguments of a node
 DAMAGE = {
     "function": ([node(1, "call_function"), node(2, "torch.load")], "call_function 'torch.load'"),
     "method": ([node(1, "call_method"), node(2, "apply_")], "call_method 'apply_'"),
     "kind": ([node(1, "exec")], "an operation exec"),
     "module": ([node(2, "nothing.here")], "call_module 'nothing.here'"),
     "name": ([node(0, "x; import os")], "a name 'x; import os'"),
+    "twice": ([lambda h, _: h["graph"]["nodes"].insert(1, h["graph"]["nodes"][1])], "two nodes"),
+    "no end": ([lambda h, _: h["graph"]["nodes"].pop()], "another end than one output"),
     "keyword": ([node(4, {"a=1,b": 2})], "a name 'a=1,b'"),
     "argument": ([node(3, [{"code": "1"}])], "an argument {'code': '1'}"),
+    "text": ([node(3, ["'); import os; ('"])], "an argument "),
+    "number": ([node(3, [10**40])], "an argument 1000"),
     "order": ([node(3, [{"node": "later"}])], "an argument {'node': 'later'}"),
-    "attribute": ([getattr_of("__class__")], "an attribute ('__class__',)"),
+    "attribute": ([call("builtins.getattr", X, "__class__")], "an attribute ('__class__',)"),
     "class": ([module(type="Module")], "of type 'Module'"),
+    "option": ([option("device", "cpu")], "an option 'device'"),
+    "private option": ([option("_weight", None)], "an option '_weight'"),
     "format": ([module(spec={"bits": 99})], "bits=99"),
+    "codes": ([module(qmin=-1)], "codes (-1, 255)"),
     "tensor": ([lambda _, t: t.pop("3.bias_codes"), lambda _, t: t.pop("3.weight_scale")], "'3.w"),
-    "shape": ([lambda h, _: h["weights"]["3"].update(shape=[1])], "is invalid"),
+    "shape": ([lambda h, _: h["weights"]["3"].update(shape=[1])], "bytes for 8 bits and shape (1,"),
+    "huge": ([lambda h, _: h["weights"]["3"].update(shape=[2**50])], "bytes for 8 bits"),
+    "bits": ([lambda h, _: h["weights"]["3"].update(bits=3.0)], "bytes for 3.0 bits"),
+    "axis": ([lambda h, _: h["weights"]["3"].update(axis="0")], "an axis or block '0'"),
+    "NaN scale": ([lambda _, t: t["3.weight_scale"].fill_(math.nan)], "'3.weight_scale'"),
+    "infinite scale": ([lambda _, t: t["3.weight_scale"].fill_(math.inf)], "'3.weight_scale'"),
+    "negative scale": ([lambda _, t: t["3.weight_scale"].neg_()], "'3.weight_scale'"),
     "graph": ([lambda h, _: h.update(graph=None, no_graph=None)], "export it again"),
+    "header": ([lambda h, _: h["graph"].clear()], "KeyError"),
 }
 
 
@@ -207,11 +240,168 @@ def test_damaged_and_hostile_files(name, tmp_path):
     path = tmp_path / "m.safetensors"
     convert_and_save(model, x, path)
     changes, message = DAMAGE[name]
-    for change in changes:
-        edit(path, change)
+    edit(path, *changes)
     text = refusal(path)
     assert "m.safetensors" in text
     assert message in text
+
+
+METHODS_OF_A_GRAPH = sorted(
+    name
+    for kind in (PackedGraph, fx.GraphModule, nn.ModuleList, dict)
+    for name in dir(kind)
+    if name.isidentifier()
+)
+
+
+def test_no_name_of_a_file_reaches_a_method_or_an_attribute(tmp_path):
+    """A module may be called like anything: what runs is the module, with its own arguments."""
+    model, x = make("conv")
+    path = tmp_path / "m.safetensors"
+    converted = convert_and_save(model, x, path)
+
+    def rename(header, tensors):
+        nodes = header["graph"]["nodes"]
+        for i, name in enumerate(METHODS_OF_A_GRAPH):
+            header["graph"]["modules"][name] = {"type": "Identity", "options": {}}
+            source = {"node": nodes[i][0]} if i else {"node": nodes[0][0]}
+            nodes.insert(1 + i, [f"e{i}", "call_module", name, [source], {}, None])
+
+    edit(path, rename)
+    loaded = PackedModel(path)
+    assert torch.equal(loaded(x), IntegerRun(converted)(x))
+    assert torch.equal(loaded.graph_module(x), converted(x))
+    names = {*METHODS_OF_A_GRAPH} - {"code", "forward", "graph"}
+    assert not any(f".{name}(" in loaded.graph_module.code for name in names)
+
+
+def test_a_method_of_the_graph_is_not_called_and_writes_nothing(tmp_path):
+    model, x = make("conv")
+    path = tmp_path / "m.safetensors"
+    convert_and_save(model, x, path)
+
+    def call_to_folder(header, tensors):
+        header["graph"]["modules"]["to_folder"] = {"type": "ReLU", "options": {}}
+        row = ["e", "call_module", "to_folder", [str(tmp_path / "out"), "Name"], {}, None]
+        header["graph"]["nodes"].insert(1, row)
+
+    edit(path, call_to_folder)
+    assert "an argument" in refusal(path)  # a path is no text that an operation takes
+    assert not (tmp_path / "out").exists()
+
+
+GIANT = 10**7
+CALLS = {
+    "a text repeated": (call("operator.mul", "a", 10**10), "mul of str and int"),
+    "a list repeated": (call("operator.mul", [0], 10**10), "list and int"),
+    "a text formatted": (call("operator.mod", "s", 1), "mod of str and int"),
+    "a power": (call("operator.pow", 10, 10**9), "pow of int and int"),
+    "a number": (call("operator.mul", 2**62, 2**62), "mul of int and int"),
+    "a list changed": (call("operator.setitem", [0], 0, 1), "setitem of "),
+    "a method of a text": (insert("call_method", "split", "a b"), "a method split of str"),
+    "an attribute of a text": (call("builtins.getattr", "a", "T"), "an attribute of str"),
+    "out": (call("torch.add", X, 1, out={"node": "x"}), "an argument out of add"),
+    "zeros": (call("torch.zeros", [GIANT, GIANT]), "GiB at 'bad'"),
+    "ones": (call("torch.ones", GIANT, GIANT), "GiB at 'bad'"),
+    "full": (call("torch.full", [GIANT, GIANT], 1.0), "GiB at 'bad'"),
+    "arange": (call("torch.arange", 2**50), "GiB at 'bad'"),
+    "tiled": (call("torch.tile", X, [GIANT, GIANT]), "GiB at 'bad'"),
+    "padded": (call("functional.pad", X, [GIANT, GIANT, GIANT, GIANT]), "GiB at 'bad'"),
+    "resized": (call("functional.interpolate", X, [GIANT, GIANT]), "GiB at 'bad'"),
+    "as classes": (call("functional.one_hot", X, 2**50), "got "),
+    "a method": (insert("call_method", "new_zeros", X, [GIANT, GIANT]), "GiB at 'bad'"),
+    "repeated": (insert("call_method", "repeat", X, GIANT, GIANT, 1, 1), "GiB at 'bad'"),
+    "as many as a value says": (call("torch.repeat_interleave", X, X), "got "),
+    "a wrong axis": (call("torch.cat", [X, X], 9), "got "),
+    "nothing": (call("torch.cat", []), "got "),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_that_would_be_more_than_arithmetic_or_take_all_memory(name, tmp_path):
+    model, x = make("conv")
+    path = tmp_path / "m.safetensors"
+    convert_and_save(model, x, path)
+    change, message = CALLS[name]
+    if name in ("nothing", "a wrong axis", "out"):
+        change = relisted(change)
+    edit(path, change)
+    loaded = PackedModel(path)
+    with pytest.raises(ExportError) as error:
+        loaded(x)
+    assert "m.safetensors" in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def relisted(change):
+    """Name the input also where it stands inside a list or among the named arguments."""
+
+    def changed(header, tensors):
+        change(header, tensors)
+        row, first = header["graph"]["nodes"][1], {"node": header["graph"]["nodes"][0][0]}
+        row[3] = [[first if v is X else v for v in a] if isinstance(a, list) else a for a in row[3]]
+        row[4] = dict.fromkeys(row[4], first)
+
+    return changed
+
+
+def test_weights_cannot_be_changed_by_running(tmp_path):
+    model, x = make("conv")
+    path = tmp_path / "m.safetensors"
+    convert_and_save(model, x, path)
+
+    def add_to_a_weight(header, tensors):
+        nodes = header["graph"]["nodes"]
+        tensors["extra"] = torch.zeros(3)
+        nodes.insert(1, ["c", "get_attr", "extra", [], {}, None])
+        nodes.insert(2, ["d", "call_method", "add_", [{"node": "c"}, 1], {}, None])
+
+    edit(path, add_to_a_weight)
+    with pytest.raises(ExportError, match="changes the weights"):
+        PackedModel(path)(x)
+
+
+def test_no_bit_of_a_file_can_turn_unnoticed(tmp_path):
+    """Every byte of a small file, one bit each: refused, or the very same tensors and header."""
+    model, x = make("linear")
+    path = tmp_path / "m.safetensors"
+    convert_and_save(model, x, path)
+    whole, content = load_packed(path), path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            tensors, header = load_packed(path)
+        except ExportError:
+            continue
+        assert header == whole[1]
+        assert tensors.keys() == whole[0].keys()
+        assert all(torch.equal(tensors[key], whole[0][key]) for key in tensors)
+
+
+def test_a_file_from_before_there_were_checksums_is_read_with_a_warning(tmp_path, caplog):
+    model, x = make("linear")
+    path = tmp_path / "m.safetensors"
+    converted = convert_and_save(model, x, path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["qat"])
+    del header["sha256"], header["format"]
+    save_file(load_file(path), path, metadata={"qat": json.dumps(header)})
+    assert torch.equal(PackedModel(path)(x), IntegerRun(converted)(x))
+    assert "has no checksum" in caplog.text
+
+
+def test_a_batch_that_would_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):
+    model, x = make("conv")
+    path = tmp_path / "m.safetensors"
+    convert_and_save(model, x, path)
+    loaded = PackedModel(path)
+    monkeypatch.setattr("qat.export.memory.free_memory", lambda: 10**6)
+    assert loaded(x[:1]).shape == (1, 5)
+    with pytest.raises(ExportError, match="GiB at"):
+        loaded(x.repeat(50, 1, 1, 1))
 
 
 def test_another_graph_is_a_difference(tmp_path):

@@ -1,0 +1,126 @@
+"""How much memory a graph of a file would take, known before any of it is taken.
+
+The graph runs once on tensors without content; what lives at the same time is added up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qat.errors import ExportError
+from qat.export.calls import CheckedCalls
+
+UNKNOWN = 8 * 2**30
+"""Bytes to reckon with where the system does not say how many are free."""
+_TIMES = 4
+"""Sums of integers are kept in float64, beside the codes that they are made of."""
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Return how many bytes this process may still take, as far as the system says."""
+    limits = [_free_in_group(), _free_in_machine()]
+    return min((limit for limit in limits if limit is not None), default=UNKNOWN)
+
+
+def _free_in_group() -> int | None:
+    try:
+        limit = (_GROUP / "memory.max").read_text(encoding="ascii")
+        return int(limit) - int((_GROUP / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
+def _free_in_machine() -> int | None:
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        facts = dict(line.split(":", 1) for line in text.splitlines())
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+class MemoryRun(CheckedCalls):
+    """Run a graph on tensors without content, and stop where it would take too much memory.
+
+    Args:
+        model: Holds the graph.
+        graph: Its graph.
+        modules: What the graph calls, by name.
+        constants: What it reads, by name.
+        limit: Bytes that may live at the same time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph,
+        modules: Mapping[str, nn.Module],
+        constants: Mapping[str, Tensor],
+        limit: int,
+    ) -> None:
+        super().__init__(model, graph=graph)
+        self.look_up(modules, constants)
+        self.limit = limit
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return the value of one node, without content.
+
+        Raises:
+            ExportError: If too much would live beside it.
+        """
+        value = super().run_node(n)
+        alive: dict[int, int] = {}
+        for kept in (value, *self.env.values()):
+            _add_storages(kept, alive)
+        wanted = _TIMES * sum(alive.values())
+        if wanted > self.limit:
+            raise ExportError(
+                f"{wanted / 2**30:,.1f} GiB at '{n.name}', where {self.limit / 2**30:,.1f} are free"
+            )
+        return value
+
+
+def _add_storages(value: Any, alive: dict[int, int]) -> None:
+    """Add the bytes of every tensor in ``value``, by storage: views share theirs."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        alive[storage._cdata] = storage.nbytes()
+    elif isinstance(value, tuple | list):
+        for part in value:
+            _add_storages(part, alive)
+
+
+def check_memory(
+    model: nn.Module,
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    constants: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """Run a graph on inputs without their content, and refuse what would not fit in memory.
+
+    Args:
+        model: Holds the graph.
+        graph: The graph.
+        modules: What it calls, by name.
+        constants: What it reads, by name.
+        inputs: What it is to be called with.
+
+    Raises:
+        ExportError: If it would take more memory than is free, or how much depends on values.
+    """
+    run = MemoryRun(model, graph, modules, constants, free_memory())
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        run.run(*(mode.from_tensor(x) for x in inputs))
