@@ -49,27 +49,30 @@ def hash_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> st
 
 
 def fill_checksum(content: bytes) -> bytes:
-    """Return the bytes of a file with its ``BLANK`` replaced by the SHA-256 of all of them.
+    """Return the bytes of a file with its last ``BLANK`` replaced by the SHA-256 of all of them."""
+    return _replace_last(content, BLANK, hashlib.sha256(content).hexdigest().encode())
+
+
+def check_filled(content: bytes, stored: object) -> None:
+    """Compare the bytes of a file with the checksum that ``fill_checksum`` stored in it.
 
     Args:
-        content: Holds ``BLANK`` exactly once.
-    """
-    assert content.count(BLANK) == 1
-    return content.replace(BLANK, hashlib.sha256(content).hexdigest().encode())
-
-
-def check_filled(content: bytes, stored: str) -> None:
-    """Compare the bytes of a file with the checksum that ``fill_checksum`` stored in it.
+        content: The bytes.
+        stored: What was found in them; may be anything.
 
     Raises:
         ExportError: If they differ.
     """
-    written = stored.encode()
-    if len(written) != len(BLANK) or content.count(written) != 1:
+    written = str(stored).encode()
+    if len(written) != len(BLANK) or written not in content:
         raise changed(stored)
-    found = hashlib.sha256(content.replace(written, BLANK)).hexdigest()
-    if found != stored:
+    if hashlib.sha256(_replace_last(content, written, BLANK)).hexdigest() != stored:
         raise changed(stored)
+
+
+def _replace_last(content: bytes, old: bytes, new: bytes) -> bytes:
+    place = content.rindex(old)
+    return content[:place] + new + content[place + len(old) :]
 
 
 def changed(stored: object) -> ExportError:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.export.dynamic import suit_dynamic_kernels
+from qat.export.onnx_file import write_onnx
 from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
@@ -115,7 +116,7 @@ def export_onnx(
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"expected a valid ONNX model for '{path}', got: {error}.") from error
-    path.write_bytes(proto.SerializeToString())
+    write_onnx(path, proto)
     return sites
 
 

@@ -114,7 +114,7 @@ def to_graph_module(model: PackedGraph) -> tuple[fx.GraphModule, dict[str, str]]
         elif node.op == "placeholder":
             target = name
         args, kwargs = (map_arg(part, copies.__getitem__) for part in (node.args, node.kwargs))
-        copies[node] = graph.create_node(node.op, target, args, kwargs, name)  # pyright: ignore[reportArgumentType]
+        copies[node] = graph.create_node(node.op, target, args, kwargs, name)
         copies[node].meta.update(node.meta)
     module = fx.GraphModule(root, graph, class_name="IntegerModel").eval()
     return module, {ours: name for name, ours in layers.items()}

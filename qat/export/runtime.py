@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qat.errors import ExportError
-from qat.export.onnx_file import decode_metadata, find_file, refused
+from qat.export.onnx_file import decode_metadata, read_onnx, refused
 from qat.export.sums import cuts_off_sums
 
 CPU = "CPUExecutionProvider"
@@ -37,7 +37,8 @@ class OnnxModel:
         threads: Threads that one operation may use; None lets onnxruntime choose.
 
     Raises:
-        ExportError: If the file is missing, onnxruntime refuses it or has no such provider.
+        ExportError: If the file is missing or damaged, onnxruntime refuses it or has no such
+            provider.
     """
 
     package = "onnxruntime"
@@ -52,10 +53,10 @@ class OnnxModel:
         providers: Sequence[str] = (CPU,),
         threads: int | None = None,
     ) -> None:
-        path = find_file(path)
+        path, content = Path(path), read_onnx(path)[0]
         _check_providers(providers)
         try:
-            content: Any = _with_outputs(path, outputs) if outputs else str(path)
+            content = _with_outputs(content, outputs)
             tries = (True, False) if cuts_off_sums() else (False,)
             options = [_options(optimise, threads, exact_sums=exact) for exact in tries]
             self.session = _open(content, options, providers)
@@ -124,8 +125,11 @@ def _check_providers(wanted: Sequence[str]) -> None:
         )
 
 
-def _with_outputs(path: Path, outputs: Sequence[str]) -> bytes:
-    proto = onnx.load(path)
+def _with_outputs(content: bytes, outputs: Sequence[str]) -> bytes:
+    """Return a file whose graph has more outputs."""
+    if not outputs:
+        return content
+    proto = onnx.load_model_from_string(content)
     for name in outputs:
         proto.graph.output.add().name = name
     return proto.SerializeToString()

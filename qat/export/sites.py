@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 from torch import fx, nn
 
 from qat.codecs import ActivationCodec, DynamicTensorCodec
 from qat.errors import ExportError
-from qat.export.onnx_file import find_file
+from qat.export.onnx_file import read_onnx
 
 SUFFIX = ":codes"
 _CODECS = (ActivationCodec, DynamicTensorCodec)
@@ -47,14 +46,7 @@ def check_sites(path: Path, model: fx.GraphModule) -> list[str]:
     Raises:
         ExportError: If the file cannot be read, or has other sites.
     """
-    find_file(path)
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise ExportError(
-            f"expected an ONNX model, got a damaged file '{path}' ({type(error).__name__}): "
-            "export it again."
-        ) from error
+    proto = read_onnx(path)[1]
     names = [name for node in proto.graph.node for name in node.output]
     found = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
     expected = call_order(model)

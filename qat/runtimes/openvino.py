@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qat.errors import ExportError
-from qat.export.onnx_file import decode_metadata, find_file, refused
+from qat.export.onnx_file import decode_metadata, read_onnx, refused
 
 
 class OpenVinoModel:
@@ -36,7 +36,8 @@ class OpenVinoModel:
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         openvino, frontends = _load_package()
-        path = find_file(path)
+        path = Path(path)
+        read_onnx(path)
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ class Subject:
         input_name: The tensor that takes the batch.
         shape: Shape of one sample.
         dtype: Type of its values, numpy's name.
-        size_bytes: Of the .onnx file, with what it keeps beside itself.
+        size_bytes: Of the .onnx file.
         reference: Name of the file that it is compared with, if any.
     """
 
@@ -73,8 +73,9 @@ def read_subject(name: str, kind: str, path: Path, reference: str | None = None)
     from onnx.helper import tensor_dtype_to_np_dtype
 
     from qat.errors import ExportError
+    from qat.export.onnx_file import read_onnx
 
-    proto = _read(path)
+    proto = read_onnx(path)[1]
     weights = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in weights]
     kinds = [value.type.tensor_type for value in inputs]
@@ -86,23 +87,5 @@ def read_subject(name: str, kind: str, path: Path, reference: str | None = None)
             f"'{path}' with {shown or 'none'} of shapes {shapes}: export it so."
         )
     dtype = str(tensor_dtype_to_np_dtype(kinds[0].elem_type))
-    size = _size(path, proto)
+    size = path.stat().st_size
     return Subject(name, kind, path, inputs[0].name, shapes[0], dtype, size, reference)
-
-
-def _read(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    from qat.export.onnx_file import find_file, refused
-
-    try:
-        return onnx.load(find_file(path), load_external_data=False)
-    except DecodeError as error:
-        raise refused(path, "a runtime", str(error)) from error
-
-
-def _size(path: Path, proto: Any) -> int:
-    entries = [entry for tensor in proto.graph.initializer for entry in tensor.external_data]
-    beside = {path.parent / entry.value for entry in entries if entry.key == "location"}
-    return sum(file.stat().st_size for file in [path, *beside])

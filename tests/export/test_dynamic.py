@@ -10,6 +10,7 @@ from onnx import helper
 from torch import nn
 
 from qat.export.onnx import export_onnx
+from qat.export.onnx_file import write_onnx
 from qat.export.packed import load_packed, save_packed
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_sites
@@ -156,5 +157,5 @@ def test_the_workarounds_are_needed(form, tmp_path):
             proto.graph.node.remove(node)
         inputs = [product.input[0], turn.input[0], bias.input[1]]
         proto.graph.node.append(helper.make_node("Gemm", inputs, list(bias.output), transB=1))
-    onnx.save(proto, path)
+    write_onnx(path, proto)
     assert optimised_ops(path, tmp_path)["Gemm"] == 1

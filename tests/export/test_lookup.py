@@ -10,6 +10,7 @@ from torch import nn
 from qat.codecs import Lookup
 from qat.export import runtime
 from qat.export.onnx import export_onnx
+from qat.export.onnx_file import write_onnx
 from qat.export.packed import save_packed
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_sites
@@ -83,7 +84,7 @@ def test_weights_with_one_zero_point_are_still_refused(exported, caplog, monkeyp
     for node in proto.graph.node:
         if node.input[0] in ("left.weight_codes", "right.weight_codes"):
             node.input[2] = "stem.weight_zero_point"
-    onnx.save(proto, folder / "same.onnx")
+    write_onnx(folder / "same.onnx", proto)
     OnnxModel(folder / "m.onnx")
     caplog.clear()
     OnnxModel(folder / "same.onnx")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qat.errors import ExportError, VerificationError
+from qat.export.onnx_file import write_onnx
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.verify import (
@@ -26,7 +27,7 @@ def tamper(path, target, change, *, layer="layer2.1.conv1"):
     codes = onnx.numpy_helper.to_array(weight).copy()
     change(codes)
     weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
-    onnx.save(proto, target)
+    write_onnx(target, proto)
     return target
 
 
@@ -163,7 +164,7 @@ def test_sites_of_another_model_are_refused(exported_resnet20, tmp_path):
     for node in proto.graph.node:
         for names in (node.input, node.output):
             names[:] = [n.replace("layer2.1.relu1:codes", "else:codes") for n in names]
-    onnx.save(proto, tmp_path / "other.onnx")
+    write_onnx(tmp_path / "other.onnx", proto)
     with pytest.raises(ExportError, match=r"got 2 that only one of the two has, first 'else'"):
         check_sites(tmp_path / "other.onnx", exported.model)
 

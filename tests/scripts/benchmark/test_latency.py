@@ -179,7 +179,7 @@ def test_wrong_files(refuse, tmp_path, make_file):
     assert f"none at '{tmp_path / 'no.onnx'}'" in refuse(SCRIPT, tmp_path / "no.onnx")
     assert f"none at '{tmp_path / 'model.onnx'}'" in refuse(SCRIPT, tmp_path)
     (text := tmp_path / "text.onnx").write_text("no model")
-    assert "an ONNX model that a runtime runs" in refuse(SCRIPT, text)
+    assert "an ONNX model that onnxruntime runs" in refuse(SCRIPT, text)
     pair = make_file(nn.Bilinear(2, 2, 2), torch.randn(2, 2), torch.randn(2, 2), dynamic=False)
     assert "with one input" in refuse(SCRIPT, pair)
     fixed = make_file(nn.Linear(4, 3), torch.randn(1, 4), dynamic=False)
