@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from qat.errors import ConfigError, QatError
+from qat.stored_config import check_stored, check_yaml
 
 PACKAGE = Path(__file__).parent
 DATA_KEYS = ("data", "recipe", "seed")
@@ -119,42 +120,59 @@ def compose_parts(overrides: Sequence[str], keys: Sequence[str]) -> dict[str, An
         raise ConfigError(explain(error)) from error
 
 
-def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dict[str, Any]:
+def compose_data(
+    overrides: Sequence[str],
+    run: Mapping[str, Any] | None,
+    source: Path,
+    allow: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return ``data`` and ``seed``, for scripts whose model comes from a file.
 
     Args:
         overrides: ``data=...`` or ``recipe=...`` chooses other data than the run's; without
             either, keys such as ``data.batch_size=8`` change the run's.
         run: The config that the file was trained with, if it is known.
+        source: The file that ``run`` comes from.
+        allow: What ``run`` may build beside what our own configs name.
 
     Raises:
-        ConfigError: If an override is about anything else, or the config does not compose.
+        ConfigError: If an override is about anything else, the config does not compose, or
+            ``run`` would build what nobody named.
     """
     _refuse_others(overrides, DATA_KEYS)
     given: list[str] = []
     if run is not None:
         given.append(f"seed={run['seed']}")
         if not any(override.startswith(("data=", "recipe=")) for override in overrides):
+            check_stored(run, ["data"], source, allow)
             ConfigStore.instance().store(name="_run", group="data", node=dict(run["data"]))
             given.append("data=_run")
     config = compose_plain([*given, *overrides])
     return {"data": config["data"], "seed": config["seed"]}
 
 
-def compose_export(overrides: Sequence[str], run: Mapping[str, Any]) -> dict[str, Any]:
+def compose_export(
+    overrides: Sequence[str], run: Mapping[str, Any], source: Path, allow: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return ``data``, ``seed`` and ``export``, to export a model of a file once more.
 
     Args:
         overrides: What ``compose_data`` takes, and changes of the run's ``export``, such as
             ``export.storage=size``.
         run: The config that the file was trained with.
+        source: The file that ``run`` comes from.
+        allow: What ``run`` may build beside what our own configs name.
 
     Raises:
-        ConfigError: If an override is about anything else, or the config does not compose.
+        ConfigError: If an override is about anything else, the config does not compose, or
+            ``run`` would build what nobody named.
     """
     _refuse_others(overrides, ("data", "export", "recipe", "seed"))
     own = [override for override in overrides if _group(override) == "export"]
-    data = compose_data([override for override in overrides if override not in own], run)
+    data = compose_data(
+        [override for override in overrides if override not in own], run, source, allow
+    )
+    check_stored(run, ["export"], source, allow)
     node = {"defaults": ["default", "_self_"], **run["export"]}  # files may lack newer keys
     ConfigStore.instance().store(name="_run", group="export", node=node)
     given = [] if any(override.startswith("export=") for override in own) else ["export=_run"]
@@ -186,6 +204,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If it is not one.
     """
+    check_yaml(path)
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:

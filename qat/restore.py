@@ -6,7 +6,7 @@ the scales and the phase of every fake-quant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
 from qat.models.checkpoint import read_pickle
+from qat.stored_config import check_stored, without_downloads
 from qat.training.callbacks.anneal import anneal
 from qat.training.evaluate import Score
 from qat.training.phases import is_quantized, phase_of
 
 PREFIX = "model."  # the attribute of the LightningModule that holds the model
+BUILT = ("data", "model", "schedule")
 NEEDED = ("data", "model", "scheme", "schedule", "pruning", "trainer", "export", "seed", "name")
 
 
@@ -46,18 +48,20 @@ class Checkpoint:
     @property
     def float_accuracy(self) -> float | None:
         """Percent that the float model reached on the test set, if it was measured."""
-        return self.callbacks.get("Calibrate", {}).get("baseline", [None])[0]
+        found = self.callbacks.get("Calibrate", {}).get("baseline", [None])[0]
+        return None if found is None else float(found)
 
     @property
     def scores(self) -> dict[str, Score]:
         """What the run measured before its quantized model was trained, by kind of model."""
         saved = self.callbacks.get("Calibrate", {}).get("scores", {})
-        return {kind: Score(*values) for kind, values in saved.items()}
+        return {str(kind): Score(*map(float, values)) for kind, values in saved.items()}
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each phase took, as far as the run had come."""
-        return dict(self.callbacks.get("Clock", {}).get("seconds", {}))
+        saved = self.callbacks.get("Clock", {}).get("seconds", {})
+        return {str(phase): float(value) for phase, value in saved.items()}
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -67,33 +71,75 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         path: A file that ``torch.save`` wrote.
 
     Raises:
-        CheckpointError: If the file is missing, corrupt or unsafe.
+        CheckpointError: If the file is missing, corrupt, unsafe, or ours and damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint at '{path}', got no file: correct the path.")
     content = read_pickle(path)
     if not isinstance(content, dict):
         return None
-    config = (content.get("hyper_parameters") or {}).get("config")
+    parameters = content.get("hyper_parameters")
+    config = parameters.get("config") if isinstance(parameters, dict) else None
     if not isinstance(config, dict) or not set(NEEDED) <= config.keys():
         return None
-    state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items()}
-    return Checkpoint(path, config, state, content.get("callbacks", {}))
+    state, callbacks = content.get("state_dict"), content.get("callbacks", {})
+    checkpoint = Checkpoint(path, config, _model_state(state, path), callbacks)
+    _check_form(checkpoint)
+    return checkpoint
 
 
-def restore(checkpoint: Checkpoint, changes: Config | None = None) -> Setup:
+def _model_state(state: Any, path: Path) -> dict[str, Tensor]:
+    is_state = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+    if not is_state:
+        raise _damaged(path, "state_dict", state)
+    return {key.removeprefix(PREFIX): value for key, value in state.items()}
+
+
+def _check_form(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose parts are not of the kinds that we write."""
+    path, config = checkpoint.path, checkpoint.config
+    for key in NEEDED:
+        wanted = {"seed": int, "name": str}.get(key, dict)
+        if not isinstance(config[key], wanted):
+            raise _damaged(path, key, config[key])
+    if not isinstance(checkpoint.callbacks, dict):
+        raise _damaged(path, "callbacks", checkpoint.callbacks)
+    for part in ("float_accuracy", "scores", "seconds"):
+        try:
+            getattr(checkpoint, part)
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            raise _damaged(path, part, error) from error
+
+
+def _damaged(path: Path, part: str, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"expected a training checkpoint of ours in '{path}', got {type(found).__name__} for "
+        f"{part}: the file was changed or is damaged; use another."
+    )
+
+
+def restore(
+    checkpoint: Checkpoint, changes: Config | None = None, allow: Sequence[str] = ()
+) -> Setup:
     """Build the objects of a checkpoint's run, with the model as it was saved, in eval mode.
 
     Args:
         checkpoint: What ``read_checkpoint`` returned.
-        changes: Entries of the config to replace, such as ``data``.
+        changes: Entries of the config to replace, such as ``data``; they are trusted.
+        allow: What the config may build beside what our own configs name.
 
     Raises:
         DataError: If the data have another number of classes than the checkpoint.
+        ConfigError: If the config would build what nobody named.
         CheckpointError: If the config builds another model than the one that was saved.
     """
+    built = [section for section in BUILT if section not in (changes or {})]
+    check_stored(checkpoint.config, built, checkpoint.path, allow)
     config = {**checkpoint.config, **(changes or {}), "ckpt": None}
     config["trainer"] = {**config["trainer"], "max_epochs": None}  # the run's length is history
+    config["model"] = without_downloads(config["model"])
     setup = set_up(config)
     _check_fit(checkpoint, setup)
     setup.captured.load_state_dict(checkpoint.state)

@@ -52,6 +52,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="GROUP", help="short for data=GROUP")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
+    parser.add_argument(
+        "--allow",
+        metavar="CLASS",
+        action="append",
+        default=[],
+        help="let the config in the file build this: package.module.Class",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_intermixed_args(argv)
@@ -60,8 +67,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def load(file: Path, overrides: Sequence[str]) -> Subject:
+def load(file: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> Subject:
     """Return what ``file`` holds, with its data.
+
+    Args:
+        file: A checkpoint or an .onnx file.
+        overrides: Words of the command line.
+        allow: What a config out of a file may build beside what our own configs name.
 
     Raises:
         QatError: If the file is none of the three kinds, or the data do not fit it.
@@ -69,19 +81,22 @@ def load(file: Path, overrides: Sequence[str]) -> Subject:
     from qat.restore import read_checkpoint
 
     if file.suffix == ".onnx":
-        return load_onnx(file, overrides)
+        return load_onnx(file, overrides, allow)
     ours = None if file.suffix == ".safetensors" else read_checkpoint(file)
-    return load_float(file, overrides) if ours is None else load_ours(ours, overrides)
+    return load_float(file, overrides) if ours is None else load_ours(ours, overrides, allow)
 
 
-def load_ours(checkpoint: Checkpoint, overrides: Sequence[str]) -> Subject:
+def load_ours(
+    checkpoint: Checkpoint, overrides: Sequence[str], allow: Sequence[str] = ()
+) -> Subject:
     """Return the model of a training checkpoint, in the phase that it was saved in."""
     from qat.compose import compose_data
     from qat.restore import restore
     from qat.training.evaluate import inference
     from qat.training.phases import phase_of
 
-    setup = restore(checkpoint, compose_data(overrides, checkpoint.config))
+    changes = compose_data(overrides, checkpoint.config, checkpoint.path, allow)
+    setup = restore(checkpoint, changes, allow)
     shown = f"training checkpoint, phase {phase_of(setup.captured)}"
     return Subject("checkpoint", inference(setup.captured), setup.data, shown)
 
@@ -105,7 +120,7 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     return Subject("float", model.eval(), data, "float checkpoint")
 
 
-def load_onnx(file: Path, overrides: Sequence[str]) -> Subject:
+def load_onnx(file: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> Subject:
     """Return the model of an .onnx file, with the data of its run or of the overrides."""
     from qat.compose import compose_data, read_config
     from qat.errors import ConfigError
@@ -118,7 +133,8 @@ def load_onnx(file: Path, overrides: Sequence[str]) -> Subject:
             f"expected data for '{file}', got neither overrides nor a config.yaml beside it: add "
             "data=... (and data.path=... or the like)."
         )
-    data = make_data(compose_data(overrides, read_config(beside) if beside.is_file() else None))
+    run = read_config(beside) if beside.is_file() else None
+    data = make_data(compose_data(overrides, run, beside, allow))
     check_fit(model, data, file)
     return Subject("onnx", model, data, "in onnxruntime")
 
@@ -160,7 +176,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print, write; returns the exit status."""
     from qat.training.evaluate import predict, score
 
-    subject = load(arguments.file, arguments.overrides)
+    subject = load(arguments.file, arguments.overrides, arguments.allow)
     is_test = arguments.split == "test"
     batches = subject.data.test_dataloader() if is_test else subject.data.val_dataloader()
     logits, labels = predict(subject.run, batches)

@@ -34,6 +34,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="default: export-<checkpoint> in the run folder"
     )
+    parser.add_argument(
+        "--allow",
+        metavar="CLASS",
+        action="append",
+        default=[],
+        help="let the config in the file build this: package.module.Class",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite a model in the folder")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)
@@ -75,8 +82,9 @@ def export(arguments: argparse.Namespace) -> int:
             "config of a run: train from it first (train.py ckpt=... recipe=...)."
         )
     folder = choose_folder(arguments.checkpoint, arguments.out, force=arguments.force)
-    changes = compose_export(arguments.overrides, checkpoint.config)
-    config, setup = {**checkpoint.config, **changes}, restore(checkpoint, changes)
+    allow = arguments.allow
+    changes = compose_export(arguments.overrides, checkpoint.config, checkpoint.path, allow)
+    config, setup = {**checkpoint.config, **changes}, restore(checkpoint, changes, allow)
     phase = finish(setup.captured)
     if phase != "fold":
         print(f"the checkpoint is in phase {phase}: froze its scales and folded its batch-norms")

@@ -34,6 +34,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runtime", metavar="NAME", action="append", default=[], help="run the file there, too"
     )
+    parser.add_argument(
+        "--allow",
+        metavar="CLASS",
+        action="append",
+        default=[],
+        help="let the config in the file build this: package.module.Class",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)
@@ -75,8 +82,8 @@ def verify(arguments: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(path)
     if checkpoint is None:
         raise CheckpointError(f"expected a training checkpoint of ours, got '{path}'.")
-    changes = compose_data(arguments.overrides, checkpoint.config)
-    setup = restore(checkpoint, changes)
+    changes = compose_data(arguments.overrides, checkpoint.config, path, arguments.allow)
+    setup = restore(checkpoint, changes, arguments.allow)
     finish(setup.captured)
     evaluation = make_evaluation(setup.data, {**checkpoint.config, **changes})
     model = convert(setup.captured)

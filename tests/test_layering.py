@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files"},
+    {"folders"},
+    {"stored_config"},
     {"spec"},
     {"functional"},
     {"observers", "quantizers"},

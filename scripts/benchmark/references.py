@@ -31,11 +31,14 @@ def read_model(artifact: Path) -> tuple[dict[str, Any], int] | None:
     from qat.compose import read_config
     from qat.errors import ConfigError
     from qat.export.runtime import OnnxModel
+    from qat.stored_config import check_stored
 
     config = artifact.parent / "config.yaml"
     if not config.is_file():
         return None
-    node, classes = read_config(config).get("model"), OnnxModel(artifact).metadata.get("classes")
+    run, classes = read_config(config), OnnxModel(artifact).metadata.get("classes")
+    check_stored(run, ["model"], config)
+    node = run.get("model")
     if not isinstance(node, dict) or not isinstance(classes, list):
         raise ConfigError(
             f"expected a model in '{config}' and classes in the metadata of '{artifact}', got "
