@@ -43,3 +43,14 @@ class ExportError(QatError):
 
 class VerificationError(QatError):
     """An exported file that does not predict what training predicted."""
+
+
+_LONGEST = 300
+
+
+def shown(error: BaseException) -> str:
+    """Return what an error of another library says, in one short printable line, with its class."""
+    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text if isinstance(error, QatError) else f"{type(error).__name__} ({text})"

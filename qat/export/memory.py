@@ -5,6 +5,7 @@ The graph runs once on tensors without content; what lives at the same time is a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qat.errors import ExportError
 from qat.export.calls import CheckedCalls
+from qat.export.quiet import quiet
 
 UNKNOWN = 8 * 2**30
 """Bytes to reckon with where the system does not say how many are free."""
@@ -122,5 +124,5 @@ def check_memory(
         ExportError: If it would take more memory than is free, or how much depends on values.
     """
     run = MemoryRun(model, graph, modules, constants, free_memory())
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with quiet(logging.ERROR), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         run.run(*(mode.from_tensor(x) for x in inputs))

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
-from qat.errors import ExportError
+from qat.errors import ExportError, shown
 from qat.export.checksum import BLANK, FORMAT, FORMAT_KEY, KEY, check_filled, fill_checksum
 from qat.export.onnx_check import check_model, take_in_data
 from qat.files import write_bytes
@@ -57,11 +57,11 @@ def read_onnx(path: str | Path) -> tuple[bytes, ModelProto]:
         check_model(model)
     except ExportError as error:
         raise ExportError(
-            f"expected an ONNX model as qat writes it in '{path}', got {error}: export it again, "
-            "or get it again from where it came."
+            f"expected an ONNX model as qat writes it in '{path}', got {shown(error)}: "
+            "export it again, or get it again from where it came."
         ) from error
     except (DecodeError, ValueError) as error:
-        raise refused(path, "onnxruntime", str(error).strip().partition("\n")[0]) from error
+        raise refused(path, "onnxruntime", shown(error)) from error
     return content, model
 
 

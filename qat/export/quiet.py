@@ -10,9 +10,13 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop warnings, log records and what Python prints until the block ends; errors still rise."""
-    logging.disable(logging.WARNING)
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Drop warnings, log records and what Python prints until the block ends; errors still rise.
+
+    Args:
+        level: The highest level of log records that are dropped.
+    """
+    logging.disable(level)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from qat.errors import ExportError
+from qat.errors import ExportError, shown
 from qat.export.onnx_file import decode_metadata, read_onnx, refused
 from qat.export.sums import cuts_off_sums
 
@@ -53,7 +53,8 @@ class OnnxModel:
         providers: Sequence[str] = (CPU,),
         threads: int | None = None,
     ) -> None:
-        path, content = Path(path), read_onnx(path)[0]
+        self.path = path = Path(path)
+        content = read_onnx(path)[0]
         _check_providers(providers)
         try:
             content = _with_outputs(content, outputs)
@@ -61,13 +62,23 @@ class OnnxModel:
             options = [_options(optimise, threads, exact_sums=exact) for exact in tries]
             self.session = _open(content, options, providers)
         except Exception as error:
-            raise refused(path, "onnxruntime", str(error).strip().splitlines()[0]) from error
+            raise refused(path, "onnxruntime", shown(error)) from error
         self.outputs = [self.session.get_outputs()[0].name, *outputs]
 
     def run(self, x: Tensor) -> dict[str, np.ndarray]:
-        """Return output name to array for one batch ``(N, ...)`` of real values."""
-        (source,) = self.session.get_inputs()
-        values = self.session.run(self.outputs, {source.name: x.numpy()})
+        """Return output name to array for one batch ``(N, ...)`` of real values.
+
+        Raises:
+            ExportError: If the graph cannot run on it.
+        """
+        try:
+            (source,) = self.session.get_inputs()
+            values = self.session.run(self.outputs, {source.name: x.numpy()})
+        except Exception as error:  # onnxruntime's own classes, and what a graph makes of shapes
+            raise ExportError(
+                f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, "
+                f"got {shown(error)}: give it inputs as it was exported for, or export it again."
+            ) from error
         return dict(zip(self.outputs, map(np.asarray, values), strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:

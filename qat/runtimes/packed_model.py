@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.errors import ExportError, QatError
+from qat.errors import ExportError, shown
 from qat.export.calls import CheckedCalls
 from qat.export.packed import FORMS, load_model
 from qat.export.packed_graph import PackedGraph, to_graph_module
@@ -56,16 +56,15 @@ class PackedModel(nn.Module):
             self.packed.check_inputs((x,))
             logits = _IntegerRun(self.packed)(x)
             self.packed.check_unchanged()
-        except QatError as error:
-            raise self._refused(x, str(error)) from error
+            _check_tensors(logits)
         except Exception as error:  # a graph of a file raises whatever torch raises
-            raise self._refused(x, f"{type(error).__name__} ({error})") from error
+            raise self._refused(x, shown(error)) from error
         return logits
 
     def _refused(self, x: Tensor, reason: str) -> ExportError:
         return ExportError(
             f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, got "
-            f"{reason.strip().splitlines()[0]}: give it inputs of shape {(-1, *self.input_shape)}, "
+            f"{reason}: give it inputs of shape {(-1, *self.input_shape)}, "
             "or export it again."
         )
 
@@ -86,6 +85,17 @@ class PackedModel(nn.Module):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.header["input"]["shape"])
+
+
+def _check_tensors(value: Any) -> None:
+    """Refuse an output that is more than tensors."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _check_tensors(part)
+    elif isinstance(value, dict):
+        _check_tensors([*value.values()])
+    elif not isinstance(value, Tensor):
+        raise ExportError(f"{type(value).__name__} instead of a tensor as its output")
 
 
 class _IntegerRun(CheckedCalls, IntegerRun):
