@@ -36,8 +36,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def lower(arguments: argparse.Namespace) -> int:
     """Load the packed file, lower it, write; returns the exit status."""
-    import torch
-
     from qat.export.executorch import export_executorch
     from qat.gate import PACKED
     from qat.integer_layers import IntegerLayer
@@ -46,10 +44,8 @@ def lower(arguments: argparse.Namespace) -> int:
     artifact: Path = arguments.artifact
     path = artifact / PACKED if artifact.is_dir() else artifact
     model, target = PackedModel(path), arguments.out or path.with_suffix(".pte")
-    form = model.header["input"]
-    example = torch.zeros(1, *form["shape"], dtype=getattr(torch, form["dtype"]))
     layers = [m for m in model.modules() if isinstance(m, IntegerLayer)]
-    found = export_executorch(model.graph_module, example, target, metadata=model.metadata)
+    found = export_executorch(model.graph_module, model.example(), target, metadata=model.metadata)
     print(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")
     return 0
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec
 from qat.errors import ExportError
+from qat.export.allowed import DTYPES, LARGEST
 from qat.export.checksum import FORMAT_KEY, KEY
 from qat.export.graph_form import build_graph, called_modules, describe_graph, graph_tensors
 from qat.export.module_form import module_tensors
@@ -183,4 +184,12 @@ def load_model(path: Path) -> tuple[PackedGraph, dict[str, Any]]:
         reason = header.get("no_graph") or "it was written before files had one: export it again."
         raise ExportError(f"expected a packed model with its graph at '{path}', got none: {reason}")
     with damage_named(path):
+        _check_input(header["input"])
         return build_graph(header["graph"], tensors, header["weights"]), header
+
+
+def _check_input(form: Any) -> None:
+    sizes = form["shape"]
+    are_sizes = isinstance(sizes, list) and all(type(n) is int and 0 < n < LARGEST for n in sizes)
+    if not are_sizes or not isinstance(form["dtype"], str) or form["dtype"] not in DTYPES:
+        raise ExportError(f"an input {form!r:.200}")

@@ -6,6 +6,7 @@ file is not trusted: what runs is an interpreter over operations of a list.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import ExportError, shown
+from qat.export.allowed import DTYPES
 from qat.export.calls import CheckedCalls
+from qat.export.memory import free_memory
 from qat.export.packed import FORMS, load_model
 from qat.export.packed_graph import PackedGraph, to_graph_module
 from qat.reference.run import IntegerRun
@@ -85,6 +88,20 @@ class PackedModel(nn.Module):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.header["input"]["shape"])
+
+    def example(self) -> Tensor:
+        """Return a batch of one as the model takes it, all zeros, ``(1, ...)``.
+
+        Raises:
+            ExportError: If it would not fit in memory.
+        """
+        dtype = DTYPES[self.header["input"]["dtype"]]
+        if math.prod(self.input_shape) * dtype.itemsize > free_memory():
+            raise ExportError(
+                f"expected an input of '{self.path}' that fits in memory, got {self.input_shape}: "
+                "export it again."
+            )
+        return torch.zeros(1, *self.input_shape, dtype=dtype)
 
 
 def _check_tensors(value: Any) -> None:
