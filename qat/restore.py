@@ -6,15 +6,17 @@ the scales and the phase of every fake-quant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qat.assemble import Config, Setup, set_up
-from qat.errors import CalibrationError, CheckpointError, DataError
+from qat.errors import CalibrationError, CheckpointError, DataError, shown
 from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
@@ -89,11 +91,13 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def _model_state(state: Any, path: Path) -> dict[str, Tensor]:
-    is_state = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    )
-    if not is_state:
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise _damaged(path, "state_dict", state)
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise _damaged(path, key, value)
+        if bool(value.isnan().any()):
+            raise _damaged(path, key, math.nan)
     return {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
@@ -114,9 +118,10 @@ def _check_form(checkpoint: Checkpoint) -> None:
 
 
 def _damaged(path: Path, part: str, found: object) -> CheckpointError:
+    kind = found if isinstance(found, float | torch.dtype) else type(found).__name__
     return CheckpointError(
-        f"expected a training checkpoint of ours in '{path}', got {type(found).__name__} for "
-        f"{part}: the file was changed or is damaged; use another."
+        f"expected a training checkpoint of ours in '{path}', got {kind} for {part}: the file was "
+        "changed or is damaged; use another."
     )
 
 
@@ -140,7 +145,13 @@ def restore(
     config = {**checkpoint.config, **(changes or {}), "ckpt": None}
     config["trainer"] = {**config["trainer"], "max_epochs": None}  # the run's length is history
     config["model"] = without_downloads(config["model"])
-    setup = set_up(config)
+    try:
+        setup = set_up(config)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(  # its sections may hold anything
+            f"expected the config of a run in '{checkpoint.path}', got {shown(error)} from it: the "
+            "file was changed or is of another version; use another."
+        ) from error
     _check_fit(checkpoint, setup)
     setup.captured.load_state_dict(checkpoint.state)
     setup.captured.eval()
@@ -156,6 +167,9 @@ def _check_fit(checkpoint: Checkpoint, setup: Setup) -> None:
             f"{len(different)} names that differ, first '{different[0]}': use the version of the "
             "model and of qat that trained it."
         )
+    others = [k for k in expected if state[k].dtype != expected[k].dtype]
+    if others:
+        raise _damaged(checkpoint.path, others[0], state[others[0]].dtype)
     wrong = [k for k in expected if state[k].shape != expected[k].shape]
     if not wrong:
         return
