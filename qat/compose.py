@@ -133,7 +133,10 @@ def compose_parts(overrides: Sequence[str], keys: Sequence[str]) -> dict[str, An
     Raises:
         ConfigError: If it does not compose, or one of them lacks a value.
     """
-    return plain(compose(overrides, Path()), keys)
+    cfg = compose(overrides, Path())
+    lacking = {key.partition(".")[0] for key in OmegaConf.missing_keys(cfg)}
+    values = plain(cfg, [*keys, *(k for k in map(str, cfg) if k not in {*keys, *lacking})])
+    return {key: values[key] for key in keys}
 
 
 def compose_data(overrides: Sequence[str], run: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -29,8 +29,9 @@ class Kind:
     words: tuple[str, ...] = ()
 
     def __or__(self, other: Kind) -> Kind:
+        parts = dict.fromkeys([*self.wanted.split(" or "), *other.wanted.split(" or ")])
         return Kind(
-            f"{self.wanted} or {other.wanted}",
+            " or ".join(parts),
             lambda value: self.fits(value) or other.fits(value),
             (*self.words, *other.words),
         )

@@ -31,6 +31,6 @@ def no_key(key: str, known: Iterable[str]) -> ConfigError:
     same = [name for name in same if name.partition(".")[0] == root or not group]
     beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
     close = [beside[word] for word in difflib.get_close_matches(last, beside, n=3)]
-    near = (close or same or difflib.get_close_matches(key, names, n=3))[:3]
+    near = (close or same or difflib.get_close_matches(key, names, n=3, cutoff=0.75))[:3]
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return ConfigError(f"No key {key}. {hint}--help lists groups and keys.")

@@ -106,21 +106,24 @@ RULE = Group(
     may_be=NULL,
 )
 BATCHES = whole(1) | Kind("a fraction above 0.0", number(above=0, high=1).fits) | NULL
+DEVICES = r"[1-9]\d*|\d+(,\d+)+,?|\d+,"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
 STRATEGIES = words("auto", *StrategyRegistry.available_strategies())
 TRAINER = {
     "accelerator": words("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())),
     "devices": words("auto")
     | whole(1)
     | Kind("-1 for all", lambda v: v in (-1, "-1") and not isinstance(v, bool))
-    | Kind(
-        "numbers such as '0,1'", lambda v: bool(re.fullmatch(r"[1-9]\d*|\d+(,\d+)+,?|\d+,", str(v)))
-    )
+    | Kind("numbers such as '0,1'", lambda v: bool(re.fullmatch(DEVICES, str(v))))
     | each(whole(0), 1),
     "strategy": Kind(
         "auto, ddp or another strategy of Lightning", STRATEGIES.fits, STRATEGIES.words
     ),
-    "precision": words("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
-    | Kind("32", lambda v: v in (16, 32) and not isinstance(v, float)),
+    "precision": Kind(
+        "32-true, bf16-mixed or 16-mixed",
+        lambda v: v in (*PRECISIONS, 16, 32) and not isinstance(v, float),
+        PRECISIONS,
+    ),
     "max_epochs": whole(0) | NULL,
     "max_steps": whole(1) | Kind("-1 for no limit", lambda v: v == -1),
     "limit_train_batches": BATCHES,
