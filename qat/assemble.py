@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: data, model, plan, task, trainer."""
+"""From a config to what a run trains: data, model and plan; and how it is evaluated."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 
 from qat.data import DataModule
@@ -21,14 +19,11 @@ from qat.export.storage import check_storage
 from qat.gate import Evaluation
 from qat.graph.captured import Captured
 from qat.graph.insert import prepare
-from qat.graph.memory_format import use_channels_last
 from qat.graph.plan import Plan
 from qat.models import build, load_checkpoint
 from qat.spec import Rule, Scheme
 from qat.training.callbacks import Prune
-from qat.training.compiled import training_forward
 from qat.training.schedule import Schedule
-from qat.training.task import QATTask
 
 Config = Mapping[str, Any]
 _EXPORT: Mapping[str, Callable[[Any], object]] = {
@@ -69,6 +64,21 @@ def make(config: Config, **extra: Any) -> Any:
         ) from error
 
 
+def make_one(config: Config, key: str, base: type, **extra: Any) -> Any:
+    """Build the object of a config's node ``key``, which has to be a ``base``.
+
+    Raises:
+        ConfigError: If it is something else, or the node's values do not fit what it names.
+    """
+    made = make(config[key], **extra)
+    if not isinstance(made, base):
+        raise ConfigError(
+            f"expected {key}._target_ to give a {base.__name__}, got {type(made).__name__} from "
+            f"{config[key].get('_target_')}: correct it."
+        )
+    return made
+
+
 def make_scheme(config: Config) -> Scheme:
     """Build the scheme of a config; a rule set to null is left out.
 
@@ -78,7 +88,7 @@ def make_scheme(config: Config) -> Scheme:
     """
     try:
         rules = {name: Rule(**rule) for name, rule in config["rules"].items() if rule}
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ConfigError(
             f"expected rules with match, weight and activation, got scheme.rules={config['rules']} "
             f"({error}): correct the key."
@@ -118,7 +128,7 @@ def make_schedule(config: Config) -> Schedule:
     Raises:
         ConfigError: If nothing is left for a quantized part that was asked for.
     """
-    schedule: Schedule = make(config["schedule"])
+    schedule: Schedule = make_one(config, "schedule", Schedule)
     if config["ckpt"] is not None:
         schedule = replace(schedule, float_epochs=0)
     total = config["trainer"]["max_epochs"]
@@ -146,7 +156,8 @@ def set_up(config: Config) -> Setup:
     """
     schedule, scheme = make_schedule(config), make_scheme(config["scheme"])
     export_settings(config)  # a mistake there should not wait for the end of training
-    data: DataModule = make(config["data"], seed=config["seed"])
+    prune = Prune(**config["pruning"])
+    data: DataModule = make_one(config, "data", DataModule, seed=config["seed"])
     data.setup()
     torch.manual_seed(config["seed"])
     model = make_model(config["model"], data.num_classes, data.input_shape)
@@ -155,64 +166,8 @@ def set_up(config: Config) -> Setup:
     example = data.calibration_batches(1)[0][:2]
     captured, plan = prepare(model, scheme, example)
     if config["pruning"]["ratio"] > 0:
-        Prune(**config["pruning"]).add_masks(captured)
+        prune.add_masks(captured)
     return Setup(data, captured, plan, schedule, float_bytes(model))
-
-
-def make_task(setup: Setup, config: Config) -> QATTask:
-    """Build the LightningModule of a run; its model moves to the memory format of the config.
-
-    Raises:
-        ConfigError: If ``channels_last``, ``compile`` or ``checkpointing`` is another word.
-    """
-    if not isinstance(config["channels_last"], bool):
-        raise ConfigError(
-            f"expected channels_last=true or channels_last=false, got {config['channels_last']!r}: "
-            "correct it."
-        )
-    if config["channels_last"]:
-        in_graph = config["compile"] == "regional"
-        use_channels_last(setup.captured, setup.data.batch_size if in_graph else None)
-    optimizer = config["optimizer"]
-    task = QATTask(
-        setup.captured,
-        setup.plan,
-        setup.schedule,
-        make(optimizer["rates"]),
-        make(optimizer["factory"]),
-        optimizer["label_smoothing"],
-        config=dict(config),
-    )
-    task.compute = training_forward(setup.captured, config["compile"], config["checkpointing"])
-    return task
-
-
-def make_trainer(config: Config, schedule: Schedule) -> pl.Trainer:
-    """Build the trainer with its callbacks and loggers.
-
-    Raises:
-        ConfigError: If it asks for Lightning's own synchronised batch-norm.
-    """
-    loggers = [make(c) for c in config["logger"].values() if c]
-    callbacks = [make(c) for c in config["callbacks"].values() if c]
-    if not loggers:  # Lightning refuses this one without a logger
-        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    if config["pruning"]["ratio"] > 0:
-        callbacks.insert(0, Prune(**config["pruning"]))
-    values = {**config["trainer"], "max_epochs": schedule.float_epochs + schedule.epochs}
-    if values.pop("sync_batchnorm", False):
-        raise ConfigError(
-            "expected trainer.sync_batchnorm=false, got true: batch-norms are synchronised over "
-            "processes already, on CPUs too; remove it."
-        )
-    return make(
-        values,
-        callbacks=callbacks,
-        logger=loggers,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
 
 
 def make_evaluation(data: DataModule, config: Config) -> Evaluation:

@@ -15,8 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qat.compose import explain, find_folder, register
+from qat.compose import register
 from qat.errors import ConfigError, QatError
+from qat.explain import check_words, explain, is_override
+from qat.folders import find_folder
 
 TRACEBACK = "--traceback"
 MISTAKES = (QatError, HydraException, OmegaConfBaseException, OSError)
@@ -30,12 +32,38 @@ def main() -> Any:
     job = _job if show_traceback else _explained(_job)
     try:
         register()
-        conf = str(find_folder("conf").resolve())
-        return hydra.main(version_base="1.3", config_path=conf, config_name="config")(job)()
+        check_words([word for word in sys.argv[1:] if is_override(word)])
+        return _run_with_hydra(job)
     except MISTAKES as error:
         if show_traceback:
             raise
         fail(error)
+
+
+def _run_with_hydra(job: Callable[[DictConfig], float | None]) -> Any:
+    """Let Hydra compose and run; what it raises over its own settings is a user's mistake."""
+    running: list[DictConfig] = []
+
+    @wraps(job)
+    def noted(cfg: DictConfig) -> float | None:
+        running.append(cfg)
+        result = job(cfg)
+        running.clear()
+        return result
+
+    conf = str(find_folder("conf").resolve())
+    try:
+        return hydra.main(version_base="1.3", config_path=conf, config_name="config")(noted)()
+    except MISTAKES:
+        raise
+    except Exception as error:
+        if running:
+            raise
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"expected settings that Hydra takes, got {type(error).__name__} ({text}): correct the "
+            "overrides of hydra."
+        ) from error
 
 
 def _explained(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:

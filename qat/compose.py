@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,17 @@ from typing import Any
 import hydra
 import torchvision
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from qat.errors import ConfigError, QatError
+from qat.errors import ConfigError
+from qat.explain import MISTAKES, check_words, explain
+from qat.folders import find_folder
 from qat.stored_config import check_stored, check_yaml
 
-PACKAGE = Path(__file__).parent
 DATA_KEYS = ("data", "recipe", "seed")
-
-
-def find_folder(name: str) -> Path:
-    """Return ``conf`` or ``recipes``: inside an installed wheel, or beside a source tree's package.
-
-    Raises:
-        ConfigError: If it is in neither place.
-    """
-    for folder in (PACKAGE / f"_{name}", PACKAGE.parent / name):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"expected the folder '{name}' beside the package, got none: reinstall qat.")
+STORED_KEYS = ("data", "seed")
 
 
 def register() -> None:
@@ -78,12 +67,49 @@ def compose(overrides: Sequence[str], output_dir: Path) -> DictConfig:
         ConfigError: If it does not compose.
     """
     register()
+    check_words(overrides)
     conf = str(find_folder("conf").resolve())
     try:
         with hydra.initialize_config_dir(conf, version_base="1.3"):
             return hydra.compose("config", [*overrides, f"output_dir='{output_dir}'"])
-    except (HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         raise ConfigError(explain(error)) from error
+
+
+def resolve(cfg: DictConfig, keys: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return a config as plain values.
+
+    Args:
+        cfg: What ``compose`` or Hydra returned.
+        keys: Names at its top, such as ``model``; all, if ``None``.
+
+    Raises:
+        ConfigError: If a value is missing or refers to one that is not there.
+    """
+    try:
+        return {key: _plain(cfg, key) for key in keys or map(str, cfg)}
+    except (*MISTAKES, RecursionError) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def plain(cfg: DictConfig, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return a config as plain values, checked: every key exists, every value is of its kind.
+
+    Keys of the user's own at the top are let pass where other values refer to them.
+
+    Args:
+        cfg: What ``compose`` or Hydra returned.
+        keys: Names at its top, such as ``model``; all, if ``None``.
+
+    Raises:
+        ConfigError: If a value is missing or of another kind, or a key unknown.
+        CheckpointError: If ``ckpt_path`` is a file, but no checkpoint.
+    """
+    from qat.settings.check import check  # imports Lightning, which --help does not need
+
+    values = resolve(cfg, keys)
+    check(values, keys, own=set(re.findall(r"\$\{(\w+)[.}]", OmegaConf.to_yaml(cfg))))
+    return values
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
@@ -95,12 +121,7 @@ def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: If it does not compose, or a value is missing.
     """
-    cfg = compose(overrides, Path())
-    try:
-        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
-    return values
+    return plain(compose(overrides, Path()))
 
 
 def compose_parts(overrides: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
@@ -114,10 +135,9 @@ def compose_parts(overrides: Sequence[str], keys: Sequence[str]) -> dict[str, An
         ConfigError: If it does not compose, or one of them lacks a value.
     """
     cfg = compose(overrides, Path())
-    try:
-        return {key: _plain(cfg[key]) for key in keys}
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
+    lacking = {key.partition(".")[0] for key in OmegaConf.missing_keys(cfg)}
+    values = plain(cfg, [*keys, *(k for k in map(str, cfg) if k not in {*keys, *lacking})])
+    return {key: values[key] for key in keys}
 
 
 def compose_data(
@@ -141,14 +161,15 @@ def compose_data(
     """
     _refuse_others(overrides, DATA_KEYS)
     given: list[str] = []
+    is_stored = run is not None and not any(o.startswith(("data=", "recipe=")) for o in overrides)
     if run is not None:
         given.append(f"seed={run['seed']}")
-        if not any(override.startswith(("data=", "recipe=")) for override in overrides):
-            check_stored(run, ["data"], source, allow)
-            ConfigStore.instance().store(name="_run", group="data", node=dict(run["data"]))
-            given.append("data=_run")
-    config = compose_plain([*given, *overrides])
-    return {"data": config["data"], "seed": config["seed"]}
+    if run is not None and is_stored:
+        check_stored(run, ["data"], source, allow)
+        ConfigStore.instance().store(name="_run", group="data", node=dict(run["data"]))
+        given.append("data=_run")
+    cfg = compose([*given, *overrides], Path())
+    return resolve(cfg, STORED_KEYS) if is_stored else plain(cfg, STORED_KEYS)
 
 
 def compose_export(
@@ -192,7 +213,8 @@ def _group(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
-def _plain(node: Any) -> Any:
+def _plain(cfg: DictConfig, key: str) -> Any:
+    node = cfg[key]
     if not OmegaConf.is_config(node):
         return node
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -212,36 +234,10 @@ def read_config(path: Path) -> dict[str, Any]:
             f"expected the config of a run at '{path}', got {type(error).__name__}: repair or "
             "remove the file."
         ) from error
-    if not isinstance(config, dict) or not {"data", "seed"} <= config.keys():
+    parts = config if isinstance(config, dict) else {}
+    if not isinstance(parts.get("data"), dict) or type(parts.get("seed")) is not int:
         raise ConfigError(
             f"expected the config of a run at '{path}', got a file without data and seed: give "
             "the data on the command line and remove the file, or put the run's own there."
         )
     return config
-
-
-def explain(error: BaseException) -> str:
-    """Return what a user should read of ``error``."""
-    text = " ".join(str(error).split())
-    if isinstance(error, QatError):
-        return text
-    if isinstance(error, MissingConfigException):
-        return _explain_missing(error)
-    if isinstance(error, MissingMandatoryValue):
-        key = getattr(error, "full_key", None) or text
-        return f"expected a value for {key}, got none: add {key}=... to the command."
-    if isinstance(error, OSError):
-        return (
-            f"expected files and folders that can be read and written, got {type(error).__name__} "
-            f"({text}): free space, correct the path, or choose a folder with hydra.run.dir=..."
-        )
-    return f"expected a configuration that composes, got: {text} (--help lists groups and keys)."
-
-
-def _explain_missing(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    known = (path.stem for path in (find_folder("conf") / group).glob("*.yaml"))
-    options = list(error.options or sorted(known))  # Hydra gives none for a word in a list
-    near = difflib.get_close_matches(name, options, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(options)}."
-    return f"expected the name of a {group or 'config'}, got '{name}': {hint}"

@@ -16,8 +16,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from qat.artifact import Baseline, write_artifact, write_study
-from qat.assemble import Config, Setup, describe, make_evaluation, make_task, make_trainer, set_up
+from qat.assemble import Config, Setup, describe, make_evaluation, make_schedule, set_up
 from qat.batch_norm import batch_norms
+from qat.compose import plain
 from qat.data import DataModule
 from qat.errors import CheckpointError, TrainingError
 from qat.export.report import Report
@@ -25,6 +26,7 @@ from qat.graph.lint import check, summary
 from qat.graph.plan import Plan
 from qat.graph.table import plan_table
 from qat.graph.targets import find_target
+from qat.trainer import make_task, make_trainer
 from qat.training.callbacks import Calibrate, Clock
 from qat.training.heap import apply_keep_memory
 from qat.training.task import QATTask
@@ -56,15 +58,16 @@ def run(cfg: DictConfig) -> Report | None:
         QatError: For every mistake a user can make, each in one sentence.
         VerificationError: If the exported file does not predict what training predicted.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType]
+    config = plain(cfg)
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
     folder, target = Path(config["output_dir"]), find_target(config["target"])
     resume = resume_path(config["ckpt_path"], folder)
     apply_keep_memory(config["keep_memory"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
+    trainer = make_trainer(config, make_schedule(config))  # its mistakes cost no data and no model
     setup = set_up(config)
     findings = check(setup.plan, target)
-    task, trainer = make_task(setup, config), make_trainer(config, setup.schedule)
+    task = make_task(setup, config)
     for norm in batch_norms(task.model):
         norm.synchronised = True
     if trainer.is_global_zero:

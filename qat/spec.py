@@ -6,11 +6,12 @@ Everything here is a frozen value that checks itself; nothing here knows a tenso
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, cast
 
 from qat.errors import SpecError
+from qat.kinds import FLAG, NULL, WORD, Kind, require, whole, words
 
 MIN_BITS, MAX_BITS = 1, 16
 BatchNormMode = Literal["late", "folded"]
@@ -139,7 +140,23 @@ class QuantSpec:
 
 FLOAT: Literal["float"] = "float"
 Patch = Mapping[str, object] | Literal["float"] | None
-_FORMAT_KEYS = {f.name for f in fields(QuantSpec)} | {"quantizer", "observer"}
+NAMED = Kind("a mapping with name and options", lambda value: isinstance(value, Mapping))
+FORMAT_KINDS: dict[str, Kind] = {
+    "bits": whole(MIN_BITS, MAX_BITS),
+    "signed": FLAG | words("auto"),
+    "symmetric": FLAG,
+    "axis": whole(0) | NULL,
+    "group_size": whole(1) | NULL,
+    "narrow": FLAG,
+    "power_of_two": FLAG,
+    "quantizer": WORD | NAMED,
+    "observer": WORD,
+}
+"""What a rule may set, and to what."""
+PATCH = Kind(
+    "a format such as {bits: 4}, 'float' or null",
+    lambda value: value in (FLOAT, None) or isinstance(value, Mapping),
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ class Rule:
         optional: It may match nothing, which is an error otherwise.
 
     Raises:
-        SpecError: If a field does not exist.
+        SpecError: If a field does not exist, or a value is of another kind.
     """
 
     match: str = "*"
@@ -166,15 +183,18 @@ class Rule:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        for patch in (self.weight, self.activation):
-            if isinstance(patch, str) and patch != FLOAT:
-                raise SpecError(f"expected a format or 'float', got {patch!r} for {self.match!r}.")
-            unknown = set(patch) - _FORMAT_KEYS if isinstance(patch, Mapping) else set[str]()
-            if unknown:
-                raise SpecError(
-                    f"expected fields among {sorted(_FORMAT_KEYS)}, got {sorted(unknown)} "
-                    f"in the rule for {self.match!r}: remove or correct them."
-                )
+        require("match of a rule", self.match, WORD, SpecError)
+        require(f"optional of the rule for {self.match!r}", self.optional, FLAG, SpecError)
+        for name, patch in (("weight", self.weight), ("activation", self.activation)):
+            where = f"{name} of the rule for {self.match!r}"
+            require(where, patch, PATCH, SpecError)
+            for key, value in patch.items() if isinstance(patch, Mapping) else ():
+                if key not in FORMAT_KINDS:
+                    raise SpecError(
+                        f"expected fields among {sorted(FORMAT_KINDS)}, got {key!r} in the "
+                        f"{where}: remove or correct it."
+                    )
+                require(f"{key} of {where}", value, FORMAT_KINDS[key], SpecError)
 
     def matches(self, name: str, tags: frozenset[str]) -> bool:
         """Whether a site with this ``name`` and these ``tags`` is meant."""
@@ -191,6 +211,14 @@ def _no_rules() -> dict[str, Rule]:
     return {}
 
 
+def _are_rules(value: object) -> bool:
+    rules = list(cast("Mapping[str, object]", value).values()) if isinstance(value, Mapping) else []
+    return len(rules) > 0 and all(isinstance(rule, Rule) for rule in rules)
+
+
+RULES = Kind("a mapping with at least one rule", _are_rules)
+
+
 @dataclass(frozen=True)
 class Scheme:
     """What a whole network should become: named rules in order, of which later ones win.
@@ -204,7 +232,7 @@ class Scheme:
             ``"table"`` quantizes it, so that a chip without floats can look the results up.
 
     Raises:
-        SpecError: If there is no rule, or ``batch_norm`` or ``functions`` is another word.
+        SpecError: If there is no rule, or another field is not of its kind.
     """
 
     name: str = "custom"
@@ -213,15 +241,8 @@ class Scheme:
     functions: FunctionMode = "float"
 
     def __post_init__(self) -> None:
-        if not self.rules:
-            raise SpecError(f"expected at least one rule in scheme {self.name!r}, got none.")
-        if self.batch_norm not in ("late", "folded"):
-            raise SpecError(
-                f"expected batch_norm 'late' or 'folded' in scheme {self.name!r}, "
-                f"got {self.batch_norm!r}."
-            )
-        if self.functions not in ("float", "table"):
-            raise SpecError(
-                f"expected functions 'float' or 'table' in scheme {self.name!r}, "
-                f"got {self.functions!r}."
-            )
+        require("name of a scheme", self.name, WORD, SpecError)
+        require(f"rules of scheme {self.name!r}", self.rules, RULES, SpecError)
+        where = f"in scheme {self.name!r}"
+        require(f"batch_norm {where}", self.batch_norm, words("late", "folded"), SpecError)
+        require(f"functions {where}", self.functions, words("float", "table"), SpecError)

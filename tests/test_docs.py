@@ -36,7 +36,8 @@ def names_in(folder: Path, words: str) -> set[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_compose(command):
-    overrides = [o for o in shlex.split(command) if o != "--multirun"]
+    words = command.replace("package.module.Class", "torchvision.models.ResNet")
+    overrides = [o for o in shlex.split(words) if o != "--multirun"]
     config = compose_plain([o if set("{[") & set(o) else o.split(",")[0] for o in overrides])
     assert config["name"] == config["name"].strip() != "run"
 

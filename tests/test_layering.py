@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files"},
-    {"folders"},
+    {"kinds", "folders"},
     {"stored_config"},
     {"spec"},
     {"functional"},
@@ -26,12 +26,15 @@ LAYERS = [
     {"training", "predict"},
     {"gate"},
     {"artifact"},
+    {"settings"},
+    {"explain"},
     {"assemble", "compose"},
+    {"trainer"},
     {"run"},
     {"cli", "restore"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-CONFIG_ROOMS = {"assemble", "compose", "run", "cli"}
+CONFIG_ROOMS = {"assemble", "explain", "compose", "run", "cli"}
 
 
 def imports(path: Path) -> set[str]:

@@ -71,19 +71,25 @@ def test_scale_shape(axis, group_size, shape, expected):
             lambda: QuantSpec(8, axis=0, group_size=3).scale_shape((6,)),
             r"divide axis 1 of shape \(6,\), got 3",
         ),
-        (lambda: Rule("conv", weight="int8"), "a format or 'float', got 'int8' for 'conv'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rule("conv", weight="int8"), "for 'conv' to be a format .* got 'int8'"),  # pyright: ignore[reportArgumentType]
         (
             lambda: Rule("conv", activation={"bit": 8, "bits": 8}),
-            r"got \['bit'\] in the rule for 'conv'",
+            "got 'bit' in the activation of the rule for 'conv'",
         ),
-        (lambda: Scheme("mine"), "at least one rule in scheme 'mine'"),
+        (lambda: Rule("conv", weight=4), "weight of the rule for 'conv' .* got 4"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rule(5), "match of a rule to be .* got 5"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rule("conv", weight={"bits": "4"}), "bits of weight .* from 1 to 16, got '4'"),
+        (lambda: Rule("conv", optional=1), "optional .* true or false, got 1"),  # pyright: ignore[reportArgumentType]
+        (lambda: QuantSpec("4"), "bits to be int, got bits='4'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Scheme(rules={"all": {}}), "mapping with at least one rule"),  # pyright: ignore[reportArgumentType]
+        (lambda: Scheme("mine"), "rules of scheme 'mine' to be .* at least one rule"),
         (
             lambda: Scheme(rules={"all": Rule()}, batch_norm="never"),  # pyright: ignore[reportArgumentType]
-            "'late' or 'folded' in scheme 'custom', got 'never'",
+            "scheme 'custom' to be late or folded, got 'never'",
         ),
         (
             lambda: Scheme(rules={"all": Rule()}, functions="chip"),  # pyright: ignore[reportArgumentType]
-            "'float' or 'table' in scheme 'custom', got 'chip'",
+            "scheme 'custom' to be float or table, got 'chip'",
         ),
     ],
 )

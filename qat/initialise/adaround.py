@@ -39,8 +39,18 @@ from qat.graph.ops import LAYERS
 from qat.initialise.base import Initialiser
 from qat.initialise.layerwise import count_calls, is_shared, layers_in_order
 from qat.initialise.reconstruction import Reconstruction, record
+from qat.kinds import each, number, require_all, whole
 from qat.layers import QuantizedLayer, quantized_layers
 from qat.quantizers import Deployable
+
+KINDS = {
+    "iterations": whole(1),
+    "batch_size": whole(1),
+    "learning_rate": number(above=0),
+    "regularisation": number(0),
+    "beta": each(number(above=0), 2, 2),
+    "warm_up": number(0, below=1),
+}
 
 
 class AdaRound(Initialiser):
@@ -57,7 +67,7 @@ class AdaRound(Initialiser):
         warm_up: Share of the iterations without a penalty.
 
     Raises:
-        ConfigError: If ``iterations``, ``batch_size`` or ``warm_up`` is out of range.
+        ConfigError: If one of them is out of range.
     """
 
     reads_grids = True
@@ -73,11 +83,9 @@ class AdaRound(Initialiser):
         warm_up: float = 0.2,
     ) -> None:
         super().__init__(num_batches)
-        if iterations < 1 or batch_size < 1 or not 0 <= warm_up < 1:
-            raise ConfigError(
-                "expected iterations >= 1, batch_size >= 1 and 0 <= warm_up < 1 in "
-                f"initialise.adaround, got {iterations}, {batch_size} and {warm_up}: correct them."
-            )
+        values = {"iterations": iterations, "batch_size": batch_size, "beta": beta}
+        values |= {"learning_rate": learning_rate, "regularisation": regularisation}
+        require_all("initialise.adaround.", {**values, "warm_up": warm_up}, KINDS)
         self.iterations = iterations
         self.batch_size = batch_size
         self.learning_rate = learning_rate

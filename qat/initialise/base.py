@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qat.errors import ConfigError
 from qat.graph.captured import Captured
+from qat.kinds import require, whole
 
 
 class Initialiser(ABC):
@@ -21,6 +22,9 @@ class Initialiser(ABC):
 
     Args:
         num_batches: Training batches, under evaluation transforms, to look at.
+
+    Raises:
+        ConfigError: If there are none.
     """
 
     reads_grids = False
@@ -29,6 +33,7 @@ class Initialiser(ABC):
     """Whether it measures what the codes of weights do, and so wants them to be final."""
 
     def __init__(self, num_batches: int = 1) -> None:
+        require("initialise.*.num_batches", num_batches, whole(1))
         self.num_batches = num_batches
 
     @abstractmethod

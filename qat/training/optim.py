@@ -11,10 +11,22 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from qat.errors import ConfigError
 from qat.fake_quant import decayed_scale_parameters, scale_parameters
+from qat.kinds import FLAG, FRACTION, NULL, number, require_all, table, whole
 from qat.layers import quantized_layers
 from qat.training.schedule import Schedule
+
+KINDS = {
+    "lr": number(above=0),
+    "qat_lr": number(above=0),
+    "scale_lr_ratio": number(0),
+    "weight_decay": number(0),
+    "warmup": FRACTION,
+    "end_ratio": FRACTION,
+    "clip_decay": number(0) | NULL,
+    "decay_by_bits": table(whole(1, 16), number(0)) | NULL,
+    "restart": FLAG,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Rates:
         restart: The cosine of the quantized part starts anew wherever ``schedule.bits`` lowers.
 
     Raises:
-        ConfigError: If a rate is not positive, or a factor negative.
+        ConfigError: If a rate is not positive, a factor negative, or a value of another type.
     """
 
     lr: float = 0.1
@@ -50,17 +62,7 @@ class Rates:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.qat_lr <= 0 or self.scale_lr_ratio < 0:
-            raise ConfigError(
-                "expected positive optimizer rates, got "
-                f"lr={self.lr}, qat_lr={self.qat_lr}, scale_lr_ratio={self.scale_lr_ratio}."
-            )
-        factors = self.decay_by_bits or {}
-        if any(not isinstance(b, int) or v < 0 for b, v in factors.items()):
-            raise ConfigError(
-                "expected optimizer.rates.decay_by_bits from bits to factors of 0 or more, got "
-                f"{dict(factors)}: correct it, such as {{2: 0.25}}."
-            )
+        require_all("optimizer.rates.", vars(self), KINDS)
 
 
 def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:

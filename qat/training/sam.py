@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from qat.errors import ConfigError
+from qat.kinds import Kind, number, require
 
 
 class SAM(Optimizer):
@@ -30,7 +31,7 @@ class SAM(Optimizer):
         rho: Length of the climb, in the units of the parameters.
 
     Raises:
-        ConfigError: If ``rho`` is not positive.
+        ConfigError: If ``rho`` is not positive, or ``base`` makes nothing.
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class SAM(Optimizer):
         base: Callable[[Iterable[dict[str, Any]]], Optimizer],
         rho: float = 0.05,
     ) -> None:
-        if rho <= 0:
-            raise ConfigError(f"expected optimizer.factory.rho > 0, got {rho}: correct it.")
+        require("optimizer.factory.rho", rho, number(above=0))
+        require("optimizer.factory.base", base, Kind("what makes an optimizer", callable))
         self.base, self.rho = base(params), rho
         super().__init__(self.base.param_groups, dict(self.base.defaults))
         self._share()

@@ -7,7 +7,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from qat.errors import ConfigError
+from qat.kinds import NULL, Kind, require_all, table, whole
 
+MOMENT = Kind(
+    "a fraction from 0.0 to 1.0 or a whole number of optimizer steps",
+    lambda value: (
+        value >= 0 if type(value) is int else isinstance(value, float) and 0 <= value <= 1
+    ),
+)
+KINDS = {
+    "float_epochs": whole(0),
+    "epochs": whole(0),
+    "calibrate": MOMENT,
+    "activations": MOMENT | NULL,
+    "freeze_observers": MOMENT,
+    "freeze_batch_norm": MOMENT,
+    "fold": MOMENT,
+    "bits": table(whole(1, 16), MOMENT) | NULL,
+}
 ORDER = ("calibrate", "activations", "freeze_observers", "freeze_batch_norm", "fold")
 
 
@@ -44,27 +61,33 @@ class Schedule:
     bits: Mapping[int, float | int] | None = None
 
     def __post_init__(self) -> None:
-        if self.float_epochs < 0 or self.epochs < 0:
-            raise ConfigError(
-                "expected schedule.float_epochs >= 0 and schedule.epochs >= 0, "
-                f"got {self.float_epochs} and {self.epochs}."
-            )
+        require_all("schedule.", vars(self), KINDS)
         bits = dict(self.bits or {})
-        if any(type(b) is not int for b in bits) or [*bits] != sorted(bits, reverse=True):
+        if [*bits] != sorted(bits, reverse=True):
             raise ConfigError(
                 f"expected schedule.bits from many bits to few, such as {{8: 0.0, 4: 0.3}}, got "
                 f"{bits}: correct it."
             )
         named = {name: self.value(name) for name in ORDER}
         lowered = {f"bits.{b}": value for b, value in bits.items()}
-        for name, value in {**named, **lowered}.items():
-            if value < 0 or (isinstance(value, float) and value > 1):
-                raise ConfigError(
-                    f"expected schedule.{name} as a fraction from 0.0 to 1.0 or a whole number of "
-                    f"optimizer steps, got {value}."
-                )
         _check_order(named)
         _check_order({**lowered, "freeze_observers": self.freeze_observers})
+
+    def check_length(self, total_steps: int) -> None:
+        """Refuse milestones that a run of ``total_steps`` optimizer steps never comes to.
+
+        Raises:
+            ConfigError: If there is one.
+        """
+        length = total_steps - self.start(total_steps)
+        lowered = {f"bits.{b}": value for b, value in (self.bits or {}).items()}
+        for name, value in {**{n: self.value(n) for n in ORDER}, **lowered}.items():
+            if self.epochs and type(value) is int and value > length:
+                raise ConfigError(
+                    f"expected schedule.{name} within the {length} optimizer steps of the "
+                    f"quantized part, got {value}: lower it, or give a fraction such "
+                    "as 0.85."
+                )
 
     def value(self, name: str) -> float | int:
         """Return a milestone as it was given."""

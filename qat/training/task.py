@@ -27,6 +27,8 @@ from qat.training.sam import SAM
 from qat.training.schedule import Schedule
 
 Batch = tuple[Tensor, Tensor]
+METRICS = ("train/loss", "val/accuracy", "val/loss", "val/quantized_accuracy")
+"""What is logged, for callbacks to monitor."""
 
 
 class QATTask(pl.LightningModule):
@@ -129,9 +131,11 @@ class QATTask(pl.LightningModule):
         """Return the optimizer and its schedule.
 
         Raises:
-            ConfigError: If gradients are to be accumulated for an optimizer that computes its own.
+            ConfigError: If a milestone lies behind the end, or gradients are to be accumulated
+                for an optimizer that computes its own.
         """
         self.total_steps = count_steps(self.trainer)
+        self.schedule.check_length(self.total_steps)
         optimizer, scheduler = make_optimizer(
             self.model, self.make_optimizer, self.rates, self.schedule, self.total_steps
         )

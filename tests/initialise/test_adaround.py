@@ -244,9 +244,12 @@ def test_the_same_twice_and_no_draw_from_the_global_generator():
     assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
 
 
-@pytest.mark.parametrize("values", [{"iterations": 0}, {"batch_size": 0}, {"warm_up": 1.0}])
+@pytest.mark.parametrize(
+    "values", [{"iterations": 0}, {"batch_size": 0}, {"warm_up": 1.0}, {"beta": 3}]
+)
 def test_values_out_of_range(values):
-    with pytest.raises(ConfigError, match=r"expected iterations >= 1, .* got .*: correct them"):
+    ((key, value),) = values.items()
+    with pytest.raises(ConfigError, match=rf"initialise\.adaround\.{key} to be .* got {value}"):
         AdaRound(**values)
 
 

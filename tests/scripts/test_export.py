@@ -102,11 +102,11 @@ def test_the_file_can_be_stored_in_another_way(early_checkpoint, call, tmp_path)
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("export.storage=tiny", "one of speed, size, got 'tiny'"),
-        ("export.threshold=high", "got export.threshold='high'"),
-        ("export.threshold=2", "got export.threshold=2"),
-        ("export.site_samples=0", "got export.site_samples=0"),
-        ("+export.colour=red", "got export.colour='red'"),
+        ("export.storage=tiny", "export.storage to be speed or size, got 'tiny'"),
+        ("export.threshold=high", "export.threshold to be a finite number from 0 to 1, got 'high'"),
+        ("export.threshold=2", "from 0 to 1, got 2"),
+        ("export.site_samples=0", "export.site_samples to be a whole number of at least 1, got 0"),
+        ("+export.colour=red", "No key export.colour"),
         ("export.colour=red", "colour"),
         ("export=other", "the name of a export, got 'other'"),
     ],

@@ -57,7 +57,9 @@ def test_labels_have_the_rest_of_the_weight(weight):
 
 @pytest.mark.parametrize("values", [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0)])
 def test_values_out_of_range(values):
-    with pytest.raises(ConfigError, match=r"distillation\.weight from 0 to 1 .* correct them"):
+    with pytest.raises(
+        ConfigError, match=r"distillation\.(weight|temperature) to be a finite number .* got"
+    ):
         Distill(*values)
 
 

@@ -39,8 +39,8 @@ def test_bits_of_every_step():
         ({4: 0.0, 8: 0.2}, "from many bits to few"),
         ({8: 0.5, 4: 0.2}, r"schedule\.bits\.8 <= schedule\.bits\.4, got 0\.5 > 0\.2"),
         ({8: 0.0, 4: 0.6}, r"schedule\.bits\.4 <= schedule\.freeze_observers, got 0\.6 > 0\.5"),
-        ({8: 0.0, 4: 1.5}, r"schedule\.bits\.4 as a fraction"),
-        ({"8": 0.0}, "from many bits to few"),
+        ({8: 0.0, 4: 1.5}, r"schedule\.bits .* fraction from 0\.0 to 1\.0 .*1\.5"),
+        ({"8": 0.0}, "whole number from 1 to 16"),
     ],
 )
 def test_orders_that_make_no_sense(bits, message):
@@ -121,9 +121,16 @@ def test_resumed_between_two_widths_it_is_the_same_run(tmp_path):
     assert same(whole, resumed)
 
 
+class Stop(pl.Callback):
+    """End the run after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
+
+
 def test_a_run_that_ends_early_ends_with_the_bits_of_the_scheme():
     task = make_task(2, Schedule(0, EPOCHS, bits={8: 0, 4: 10, 2: 18}, freeze_observers=20))
-    fit(task, LowerBits(2), Calibrate(2), FreezeObservers(), epochs=1)  # 8 steps
+    fit(task, Stop(), LowerBits(2), Calibrate(2), FreezeObservers())  # 8 steps
     found = {(quant.bits, quant.phase) for quant in fake_quants(task.model)}
     assert found == {(2, Phase.FROZEN)}
 

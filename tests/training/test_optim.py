@@ -174,7 +174,19 @@ def test_optimizer_follows_the_schedule(captured):
         scheduler.step()
 
 
-@pytest.mark.parametrize("values", [{"lr": 0.0}, {"qat_lr": -1.0}, {"scale_lr_ratio": -0.1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": 0.0},
+        {"qat_lr": -1.0},
+        {"scale_lr_ratio": -0.1},
+        {"lr": "fast"},
+        {"qat_lr": math.nan},
+        {"warmup": 2.0},
+        {"restart": 1},
+    ],
+)
 def test_rates_that_make_no_sense(values):
-    with pytest.raises(ConfigError, match="positive"):
+    ((key, value),) = values.items()
+    with pytest.raises(ConfigError, match=rf"optimizer\.rates\.{key} to be .* got {value!r}"):
         Rates(**values)

@@ -94,5 +94,5 @@ def test_without_a_closure():
 
 
 def test_values_that_make_no_sense():
-    with pytest.raises(ConfigError, match=r"rho > 0, got 0"):
+    with pytest.raises(ConfigError, match=r"factory\.rho .* above 0, got 0"):
         SAM([{"params": [nn.Parameter(torch.ones(2))]}], SGD, rho=0)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from qat.errors import ConfigError
@@ -55,7 +57,11 @@ def test_steps_are_in_order_for_every_length(total):
     ("values", "match"),
     [
         ({"float_epochs": -1}, "float_epochs"),
-        ({"epochs": -1}, r"schedule\.epochs >= 0.*got 0 and -1"),
+        ({"epochs": -1}, r"schedule\.epochs .*at least 0, got -1"),
+        ({"epochs": 0.5}, r"schedule\.epochs .*whole number.* got 0\.5"),
+        ({"epochs": True}, r"schedule\.epochs .*whole number.* got true"),
+        ({"fold": math.nan}, r"schedule\.fold .* got nan"),
+        ({"bits": {4: math.inf}}, r"schedule\.bits .* got \{4: inf\}"),
         ({"calibrate": -0.1}, r"schedule\.calibrate"),
         ({"fold": 1.5}, r"schedule\.fold"),
         ({"freeze_observers": -3}, r"schedule\.freeze_observers"),
@@ -69,3 +75,15 @@ def test_steps_are_in_order_for_every_length(total):
 def test_values_that_make_no_sense(values, match):
     with pytest.raises(ConfigError, match=match):
         Schedule(**values)
+
+
+def test_a_milestone_behind_the_end_is_refused_once_the_length_is_known():
+    schedule = Schedule(float_epochs=1, epochs=1, fold=51)
+    Schedule(float_epochs=1, epochs=1, fold=50).check_length(100)
+    Schedule(float_epochs=1, epochs=0, fold=51).check_length(
+        100
+    )  # all at the end of the float part
+    with pytest.raises(ConfigError, match=r"schedule\.fold within the 50 .*steps.* got 51"):
+        schedule.check_length(100)
+    with pytest.raises(ConfigError, match=r"schedule\.bits\.4 within the 100 .*steps.* got 101"):
+        Schedule(bits={8: 0, 4: 101}, freeze_observers=0.5).check_length(100)

@@ -65,5 +65,5 @@ def test_task_adds_the_penalty_to_the_loss(captured):
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ConfigError, match=r"size_penalty\.weight >= 0, got -1"):
+    with pytest.raises(ConfigError, match=r"size_penalty\.weight .* at least 0, got -1"):
         SizePenalty(-1)

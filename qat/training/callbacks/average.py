@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from qat.errors import ConfigError
+from qat.kinds import number, require
 from qat.training.phases import is_quantized
 from qat.training.task import QATTask
 
@@ -34,10 +34,7 @@ class EMA(pl.Callback):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError(
-                f"expected callbacks.ema.decay of 0 or more and below 1, got {decay}: correct it."
-            )
+        require("callbacks.ema.decay", decay, number(0, below=1))
         self.decay = decay
         self.updates = 0
         self.averages: dict[str, Tensor] = {}

@@ -15,11 +15,18 @@ from qat.errors import CalibrationError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
 from qat.graph.captured import Captured
 from qat.initialise import Initialiser, check_order
+from qat.kinds import Kind, require, whole
 from qat.training.callbacks.milestone import Milestone
 from qat.training.evaluate import Score, evaluate
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
+INITIALISERS = Kind(
+    "a mapping from names to initialisers such as qat.initialise.Equalise",
+    lambda value: (
+        isinstance(value, Mapping) and all(isinstance(v, Initialiser) for v in value.values())
+    ),
+)
 
 
 @torch.no_grad()
@@ -70,7 +77,8 @@ class Calibrate(Milestone):
         initialise: What prepares weights and biases, by name, in order.
 
     Raises:
-        ConfigError: If an initialiser stands behind one that needs it done.
+        ConfigError: If there are no batches, or an initialiser is none, or stands behind one that
+            needs it done.
     """
 
     name = "calibrate"
@@ -79,8 +87,11 @@ class Calibrate(Milestone):
         self, num_batches: int = 8, initialise: Mapping[str, Initialiser] | None = None
     ) -> None:
         super().__init__()
+        initialise = initialise or {}
+        require("callbacks.calibrate.num_batches", num_batches, whole(1))
+        require("initialise", initialise, INITIALISERS)
         self.num_batches = num_batches
-        self.initialisers = dict(initialise or {})
+        self.initialisers = dict(initialise)
         check_order(self.initialisers)
         self.float_val_accuracy: float | None = None
         self.scores: dict[str, Score] = {}
@@ -164,12 +175,16 @@ class CalibrateActivations(Milestone):
 
     Args:
         num_batches: Training batches, under evaluation transforms.
+
+    Raises:
+        ConfigError: If there are none.
     """
 
     name = "activations"
 
     def __init__(self, num_batches: int = 8) -> None:
         super().__init__()
+        require("callbacks.activations.num_batches", num_batches, whole(1))
         self.num_batches = num_batches
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:

@@ -10,12 +10,23 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from qat.errors import ConfigError
+from qat.kinds import FILE, FLAG, FRACTION, NULL, TEXT, WORD, number, require_all
 from qat.layers import QuantizedLayer
 from qat.models import build, load_checkpoint
 from qat.training.callbacks.milestone import Milestone
 from qat.training.distill import Features, Teacher
 from qat.training.task import QATTask
 from qat.training.teacher_cache import TeacherCache, check_misses
+
+KINDS = {
+    "weight": FRACTION,
+    "temperature": number(above=0),
+    "model": WORD | NULL,
+    "ckpt": FILE | NULL,
+    "features": TEXT,
+    "feature_weight": number(0),
+    "cache": FLAG,
+}
 
 
 class Distill(Milestone):
@@ -51,12 +62,9 @@ class Distill(Milestone):
         cache: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= weight <= 1 or temperature <= 0 or feature_weight < 0:
-            raise ConfigError(
-                "expected distillation.weight from 0 to 1 and distillation.temperature > 0, got "
-                f"{weight} and {temperature}, and a feature_weight of 0 or more, got "
-                f"{feature_weight}: correct them."
-            )
+        values = {"weight": weight, "temperature": temperature, "feature_weight": feature_weight}
+        values |= {"model": model, "ckpt": ckpt, "features": features, "cache": cache}
+        require_all("distillation.", values, KINDS)
         if (model is None) is not (ckpt is None):
             raise ConfigError(
                 "expected distillation.model and distillation.ckpt together, got "

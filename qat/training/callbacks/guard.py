@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from qat.errors import TrainingError
+from qat.kinds import require, whole
 
 
 class StopOnNonFinite(pl.Callback):
@@ -50,9 +51,13 @@ class SeedSteps(pl.Callback):
 
     Args:
         seed: The run's seed.
+
+    Raises:
+        ConfigError: If it is no whole number of at least 0.
     """
 
     def __init__(self, seed: int = 0) -> None:
+        require("callbacks.seed_steps.seed", seed, whole(0))
         self.seed = seed
 
     def on_train_batch_start(

@@ -15,6 +15,7 @@ from torch import nn
 
 from qat.errors import ConfigError
 from qat.fake_quant import FakeQuant, activation_quants, weight_quants
+from qat.kinds import require, whole
 from qat.training.callbacks.calibrate import observe
 from qat.training.task import QATTask
 
@@ -39,9 +40,13 @@ class LowerBits(pl.Callback):
 
     Args:
         num_batches: Training batches, under evaluation transforms, to observe activations on.
+
+    Raises:
+        ConfigError: If there are none.
     """
 
     def __init__(self, num_batches: int = 8) -> None:
+        require("callbacks.lower_bits.num_batches", num_batches, whole(1))
         self.num_batches = num_batches
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

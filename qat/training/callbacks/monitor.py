@@ -13,6 +13,7 @@ from qat.analysis.codes import used_codes
 from qat.analysis.noise import measure_noise
 from qat.analysis.statistics import measure_divergence
 from qat.fake_quant import fake_quants
+from qat.kinds import FLAG, require, whole
 from qat.layers import quantized_layers
 from qat.quantizers import Quantizer
 from qat.training.callbacks.calibrate import Calibrate
@@ -45,9 +46,14 @@ class Monitor(pl.Callback):
     Args:
         num_samples: Samples of the fixed batch.
         histograms: Whether to log weight histograms to TensorBoard.
+
+    Raises:
+        ConfigError: If there are no samples, or ``histograms`` is neither true nor false.
     """
 
     def __init__(self, num_samples: int = 64, histograms: bool = True) -> None:
+        require("callbacks.monitor.num_samples", num_samples, whole(1))
+        require("callbacks.monitor.histograms", histograms, FLAG)
         self.num_samples = num_samples
         self.histograms = histograms
         self._batch: Tensor | None = None

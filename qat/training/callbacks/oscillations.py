@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from qat.errors import ConfigError
+from qat.kinds import FRACTION, number, require
 from qat.layers import QuantizedLayer, quantized_layers
 from qat.training.oscillations import (
     Oscillations,
@@ -41,10 +42,7 @@ class TrackOscillations(pl.Callback):
     """
 
     def __init__(self, momentum: float = 0.01) -> None:
-        if not 0 < momentum <= 1:
-            raise ConfigError(
-                f"expected oscillations.momentum above 0 and up to 1, got {momentum}: correct it."
-            )
+        require("oscillations.momentum", momentum, number(above=0, high=1))
         self.momentum = momentum
         self.found: dict[str, Oscillations] = {}
         """Layer name to the history of its codes."""
@@ -137,7 +135,9 @@ class FreezeOscillations(TrackOscillations):
 
     def __init__(self, start: float = 0.1, end: float = 0.01, momentum: float = 0.01) -> None:
         super().__init__(momentum)
-        if not 0 <= end <= start <= 1:
+        require("oscillations.start", start, FRACTION)
+        require("oscillations.end", end, FRACTION)
+        if end > start:
             raise ConfigError(
                 "expected 0 <= oscillations.end <= oscillations.start <= 1, got "
                 f"start={start} and end={end}: correct them."
@@ -178,11 +178,8 @@ class Dampen(pl.Callback):
     """
 
     def __init__(self, end: float = 0.1, start: float = 0.0) -> None:
-        if start < 0 or end < 0:
-            raise ConfigError(
-                "expected oscillations.start and oscillations.end of 0 or more, got "
-                f"{start} and {end}: correct them."
-            )
+        require("oscillations.start", start, number(0))
+        require("oscillations.end", end, number(0))
         self.start, self.end = start, end
 
     def on_train_batch_start(

@@ -10,9 +10,20 @@ import torch
 from torch import nn
 
 from qat.errors import ConfigError, TrainingError
+from qat.kinds import FRACTION, TEXT, WORD, number, require_all, whole
 from qat.layers import QuantizedLayer, quantized_layers
 from qat.pruning.magnitude import cubic_ratio, parse_pattern, prune_mask
 from qat.training.task import QATTask
+
+KINDS = {
+    "ratio": number(0, below=1),
+    "pattern": WORD,
+    "start": FRACTION,
+    "end": FRACTION,
+    "every_n_steps": whole(1),
+    "layers": WORD,
+    "skip": TEXT,
+}
 
 
 class Prune(pl.Callback):
@@ -41,13 +52,15 @@ class Prune(pl.Callback):
         layers: str = "*",
         skip: str = "",
     ) -> None:
+        values = {"ratio": ratio, "pattern": pattern, "start": start, "end": end, "layers": layers}
+        values |= {"every_n_steps": every_n_steps, "skip": skip}
+        require_all("pruning.", values, KINDS)
+        if start > end:
+            raise ConfigError(
+                f"expected pruning.start <= pruning.end, got {start} > {end}: correct them."
+            )
         kept = parse_pattern(pattern)
         self.ratio = 1 - kept[0] / kept[1] if kept else ratio
-        if not 0 <= self.ratio < 1 or not 0 <= start <= end <= 1:
-            raise ConfigError(
-                "expected pruning.ratio in [0, 1) and 0 <= start <= end <= 1, "
-                f"got ratio={ratio}, start={start}, end={end}."
-            )
         self.pattern, self.start, self.end = pattern, start, end
         self.every_n_steps = every_n_steps
         self.layers, self.skip = layers, skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.batch_norm import Stage, batch_norms
-from qat.errors import ConfigError
+from qat.kinds import FLAG, require, whole
 from qat.training.callbacks.milestone import Milestone
 from qat.training.phases import is_quantized
 from qat.training.task import QATTask
@@ -84,7 +84,7 @@ class ReestimateBatchNorm(Milestone):
         every_validation: Whether to do it in front of every validation of the quantized model, too.
 
     Raises:
-        ConfigError: If there are no batches.
+        ConfigError: If there are no batches, or ``every_validation`` is neither true nor false.
     """
 
     name = "freeze_batch_norm"
@@ -92,11 +92,8 @@ class ReestimateBatchNorm(Milestone):
 
     def __init__(self, num_batches: int = 50, every_validation: bool = False) -> None:
         super().__init__()
-        if num_batches < 1:
-            raise ConfigError(
-                "expected callbacks.reestimate_batch_norm.num_batches of 1 or more, got "
-                f"{num_batches}: raise it."
-            )
+        require("callbacks.reestimate_batch_norm.num_batches", num_batches, whole(1))
+        require("callbacks.reestimate_batch_norm.every_validation", every_validation, FLAG)
         self.num_batches, self.every_validation = num_batches, every_validation
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from qat.errors import ConfigError
 from qat.fake_quant import Phase
+from qat.kinds import number, require
 from qat.layers import quantized_layers
 from qat.quantizers import LearnedBits
 from qat.training.task import QATTask
@@ -44,10 +44,7 @@ class SizePenalty(pl.Callback):
     """
 
     def __init__(self, weight: float) -> None:
-        if weight < 0:
-            raise ConfigError(
-                f"expected callbacks.size_penalty.weight >= 0, got {weight}: correct it."
-            )
+        require("callbacks.size_penalty.weight", weight, number(0))
         self.weight = weight
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
