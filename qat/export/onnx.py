@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from qat.errors import ExportError
 from qat.export.dynamic import suit_dynamic_kernels
-from qat.export.onnx_file import write_onnx
+from qat.export.onnx_file import PRODUCER, write_onnx
 from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
@@ -111,7 +111,7 @@ def export_onnx(
     for key, value in (metadata or {}).items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     sites = _name_codes(proto, model)
-    proto.producer_name = "qat"
+    proto.producer_name = PRODUCER
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:

@@ -18,6 +18,7 @@ from qat.export.onnx_check import check_model, take_in_data
 from qat.files import write_bytes
 
 log = logging.getLogger("qat")
+PRODUCER = "qat"
 _OURS = (KEY, FORMAT_KEY)
 
 
@@ -51,7 +52,7 @@ def read_onnx(path: str | Path) -> tuple[bytes, ModelProto]:
     content = path.read_bytes()
     try:
         model = onnx.load_model_from_string(content)
-        _check_sum(path, content, {entry.key: entry.value for entry in model.metadata_props})
+        _check_sum(path, content, model)
         if take_in_data(model, path.parent):
             content = model.SerializeToString()
         check_model(model)
@@ -65,10 +66,11 @@ def read_onnx(path: str | Path) -> tuple[bytes, ModelProto]:
     return content, model
 
 
-def _check_sum(path: Path, content: bytes, stored: Mapping[str, str]) -> None:
+def _check_sum(path: Path, content: bytes, model: ModelProto) -> None:
+    stored = {entry.key: entry.value for entry in model.metadata_props}
     if any(key in stored for key in _OURS):
         check_filled(content, str(stored.get(KEY, "")).strip('"'))
-    else:
+    elif model.producer_name == PRODUCER:
         log.warning("'%s' has no checksum: it was written before files had one", path)
 
 
