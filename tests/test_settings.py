@@ -27,7 +27,7 @@ def changed(config, key, value):
     node = copy
     for group in groups:
         node = node[group]
-    node[last] = value
+    node[last] = deepcopy(value)
     return copy
 
 
@@ -66,6 +66,7 @@ def changed(config, key, value):
         ("trainer.precision", "16-true", ["trainer.precision", "16-mixed", "'16-true'"]),
         ("trainer.limit_val_batches", 0, ["limit_val_batches", "quantized accuracy"]),
         ("trainer.devices", "abc", ["trainer.devices", "'abc'"]),
+        ("trainer.max_epochs", {"_target_": "builtins.int"}, ["trainer.max_epochs", "whole"]),
         ("trainer.strategy", "dpp", ["trainer.strategy", "did you mean ddp"]),
         ("callbacks.best.monitor", "nope", ["callbacks.best.monitor", "val/quantized_accuracy"]),
         ("callbacks.mine", {"_target_": "math.pi"}, ["callbacks.mine._target_", "float"]),

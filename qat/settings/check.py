@@ -136,7 +136,7 @@ class _Checker:
             if name not in takes.kinds and not takes.is_open:
                 raise self._unknown(key, name, takes.kinds.keys() - node.set_elsewhere.keys())
             kind = node.kinds.get(name) or takes.kinds.get(name)
-            if _has_target(value):
+            if _has_target(value) and name not in node.kinds:
                 self.nested(_join(key, name), value, node)
             elif kind is not None:
                 self.leaf(_join(key, name), value, kind)

@@ -28,7 +28,7 @@ BASE = [
     "callbacks=early_stopping",
     "+callbacks.ema={_target_: qat.training.callbacks.EMA, decay: 0.9}",
 ]
-COPIES = ("callbacks.distill.", "callbacks.oscillations.", "callbacks.calibrate.initialise.")
+COPIES = ("callbacks.distill", "callbacks.oscillations", "callbacks.calibrate.initialise")
 """What only refers to other keys."""
 TEXTS = {"abc", "a/b"}
 LEGITIMATE = {
@@ -48,7 +48,7 @@ LEGITIMATE = {
     r"optimizer\..*(rho|momentum|lr|scale_lr_ratio|weight_decay)": {0.5, 1e300},
     r"optimizer\.(rates\.(warmup|end_ratio)|label_smoothing)": {0.5},
     r"optimizer\.rates\.decay_by_bits": {None},
-    r"callbacks\.\w+|logger\.\w+|callbacks\.calibrate\.initialise": {None},  # switched off
+    r"callbacks\.\w+|logger\.\w+": {None},  # switched off
     r"callbacks\.ema\.decay|export\.threshold": {0.5},
     r"callbacks\.(last|best)\.(dirpath|filename)": {*TEXTS, None},
     r"callbacks\.\w+\.(monitor|logging_interval|every_n_train_steps|save_on\w+)": {None},
@@ -77,6 +77,11 @@ def may_pass(key, value, before):
 def outcome(base, key, value):
     """Return the sentence that refuses a value, or ``None`` where it passes."""
     config = changed(base, key, value)
+    if isinstance(config["callbacks"], dict):  # which refers to these groups
+        config["callbacks"]["distill"] = config["distillation"]
+        config["callbacks"]["oscillations"] = config["oscillations"]
+        if isinstance(config["callbacks"].get("calibrate"), dict):
+            config["callbacks"]["calibrate"]["initialise"] = config["initialise"]
     try:
         check(config)
         config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
