@@ -10,7 +10,6 @@ from qat.compose import compose_plain
 from qat.errors import ConfigError, QatError
 from qat.settings.check import check
 from qat.trainer import make_trainer
-from tests.test_recipes import RECIPES
 
 BASE = ["recipe=tabular_w8a8", "distillation=logits", "pruning=magnitude", "optimizer=sam"]
 
@@ -108,12 +107,6 @@ def test_override_that_cannot_be_used(override, words):
         compose_plain(["recipe=tabular_w8a8", override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_pass(recipe):
-    fill = ["data.root=x"] if recipe.startswith("imagenet") else []
-    assert compose_plain([f"recipe={recipe}", *fill])["seed"] == 0
 
 
 def test_what_is_documented_passes(config):
