@@ -18,6 +18,7 @@ from yaml import YAMLError
 from qat.errors import ConfigError
 from qat.explain import MISTAKES, check_words, explain
 from qat.folders import find_folder
+from qat.kinds import FILE, FOLDER_NAME, NULL, require
 from qat.stored_config import check_stored, check_yaml
 
 DATA_KEYS = ("data", "recipe", "seed")
@@ -36,7 +37,19 @@ def register() -> None:
     for name in torchvision.models.list_models(module=torchvision.models):
         if name not in known:
             store.store(group="model", name=name, node={"name": name})
-    OmegaConf.register_new_resolver("qat_run_dir", run_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("qat_run_dir", _run_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("qat_name", _folder_name, replace=True)
+
+
+def _folder_name(name: object) -> str:
+    require("name", name, FOLDER_NAME)
+    return str(name)
+
+
+def _run_dir(name: object, ckpt_path: Any) -> str:
+    """Check what comes before folders are made of it: Hydra makes them in front of the run."""
+    require("ckpt_path", ckpt_path, FILE | NULL)
+    return run_dir(_folder_name(name), ckpt_path)
 
 
 def run_dir(name: str, ckpt_path: str | None) -> str:

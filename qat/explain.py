@@ -102,9 +102,10 @@ def _explain_value(error: OmegaConfBaseException, text: str) -> str:
         return (
             f"expected a value for {key or text}, got none: add {key or text}=... to the command."
         )
-    if isinstance(error.__cause__, QatError):
-        return str(error.__cause__)
     what = text.partition(" full_key:")[0]
+    ours = re.fullmatch(r"(\w+) raised while resolving interpolation: (.*)", what)
+    if ours and ours[1] in ("ConfigError", "CheckpointError"):  # of a resolver of ours
+        return ours[2]
     if isinstance(error, InterpolationResolutionError | GrammarParseError):
         return f"expected {key or 'values'} to refer to what exists, got: {what}: correct it."
     return f"expected a configuration that composes, got: {what} (--help lists groups and keys)."

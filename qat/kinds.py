@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from qat.errors import ConfigError, QatError
 
 LONGEST = 80
 """Characters of a value that a message shows."""
+LONGEST_NAME = 200
+"""Bytes; file systems take 255, and names of files get endings."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,18 @@ def _bounds(low: float | None, high: float | None) -> str:
     return f" of at least {low}" if low is not None else f" of at most {high}" if high else ""
 
 
+def _is_folder_name(value: object) -> bool:
+    if not WORD.fits(value):
+        return False
+    text = str(value)
+    is_short = len(text.encode("utf-8", "replace")) <= LONGEST_NAME
+    return is_short and not re.search(r"[/\\:*?\"<>|]|^[.\s]|[.\s]$", text)
+
+
 NULL = Kind("null", lambda value: value is None)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool), ("true", "false"))
 TEXT = Kind("a text", is_text)
 WORD = Kind("a word", lambda value: is_text(value) and bool(str(value).strip()))
 FILE = Kind("a path", lambda value: isinstance(value, str | Path) and WORD.fits(str(value)))
 FRACTION = number(0, 1)
+FOLDER_NAME = Kind("a folder's name without slashes", _is_folder_name)

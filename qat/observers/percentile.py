@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from qat.errors import SpecError
+from qat.kinds import number, require
 from qat.observers.histogram import Histogram
 from qat.spec import QuantSpec
 
@@ -15,12 +17,16 @@ class Percentile(Histogram):
         spec: The number format that the range is for.
         scale_shape: Shape of the scale.
         percentile: Percentage of the values to cover.
+
+    Raises:
+        SpecError: If it is not above 0 and up to 100.
     """
 
     def __init__(
         self, spec: QuantSpec, scale_shape: tuple[int, ...], percentile: float = 99.99
     ) -> None:
         super().__init__(spec, scale_shape)
+        require("percentile", percentile, number(above=0, high=100), SpecError)
         self.tail = (1 - percentile / 100) / 2
 
     def range(self) -> tuple[Tensor, Tensor]:

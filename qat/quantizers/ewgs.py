@@ -9,6 +9,7 @@ from __future__ import annotations
 from qat.errors import SpecError
 from qat.functional.estimators import ewgs
 from qat.functional.fake_quantize import Estimator
+from qat.kinds import number, require
 from qat.quantizers.lsq import LSQ
 from qat.spec import QuantSpec
 
@@ -42,8 +43,7 @@ class EWGS(LSQ):
         delta: float = 1e-3,
     ) -> None:
         super().__init__(spec, scale_shape, has_batch=has_batch)
-        if delta < 0:
-            raise SpecError(f"expected delta >= 0 for EWGS, got {delta}: 0 is LSQ; choose more.")
+        require("delta of EWGS", delta, number(0), SpecError)
         self.delta = delta
 
     @property

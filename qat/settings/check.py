@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from qat.errors import CheckpointError, ConfigError
-from qat.kinds import Kind, require, show, words
+from qat.kinds import FLAG, Kind, require, show, words
 from qat.settings.names import flatten, no_key
 from qat.settings.signature import Signature, locate, signature
-from qat.settings.table import TABLE, Built, Group, Model, Named
+from qat.settings.table import MODEL, TABLE, Built, Group, Model, Named
 from qat.training.task import METRICS
 
 OURS = ("qat.", "pytorch_lightning.")
-OF_HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+OF_HYDRA = {
+    "_target_": Kind("a dotted name", lambda value: isinstance(value, str)),
+    "_partial_": FLAG,
+    "_recursive_": FLAG,
+    "_convert_": words("none", "partial", "object", "all"),
+    "_args_": Kind("a list", lambda value: isinstance(value, list)),
+}
 MAPPING = Kind("keys with values", lambda value: isinstance(value, Mapping))
 
 
@@ -116,6 +122,8 @@ class _Checker:
                 f"expected {key}._target_ to be a {base.__name__}, got {value['_target_']}: "
                 "correct it."
             )
+        for name in value.keys() & OF_HYDRA.keys():
+            require(_join(key, name), value[name], OF_HYDRA[name])
         given = {name: child for name, child in value.items() if name not in OF_HYDRA}
         self.arguments(key, given, signature(target), node)
 
@@ -128,7 +136,7 @@ class _Checker:
             if name not in takes.kinds and not takes.is_open:
                 raise self._unknown(key, name, takes.kinds.keys() - node.set_elsewhere.keys())
             kind = node.kinds.get(name) or takes.kinds.get(name)
-            if _has_target(value):
+            if _has_target(value) and name not in node.kinds:
                 self.nested(_join(key, name), value, node)
             elif kind is not None:
                 self.leaf(_join(key, name), value, kind)
@@ -162,7 +170,7 @@ class _Checker:
         if "_target_" in value:
             self.built(key, {k: v for k, v in value.items() if k != "name"}, node.built)
             return
-        require(f"{key}.name", value.get("name"), Kind("a model's name", lambda v: type(v) is str))
+        require(f"{key}.name", value.get("name"), MODEL)
         builder = node.builders.get(value["name"])
         takes = signature(builder) if builder is not None else Signature({}, is_open=True)
         self.arguments(key, {k: v for k, v in value.items() if k != "name"}, takes, node.built)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import types
@@ -57,7 +58,7 @@ def locate(target: object, key: str) -> Any:
     for name in names[1:]:
         depth += 1
         path = ".".join(names[:depth])
-        if not hasattr(found, name) and isinstance(found, types.ModuleType):
+        if not hasattr(found, name) and _has_module(found, path):
             _import(path, key, target)
         if not hasattr(found, name):
             raise ConfigError(
@@ -71,6 +72,10 @@ def locate(target: object, key: str) -> Any:
             f"{type(found).__name__}: correct it."
         )
     return found
+
+
+def _has_module(package: Any, path: str) -> bool:
+    return hasattr(package, "__path__") and importlib.util.find_spec(path) is not None
 
 
 def _import(module: str, key: str, target: str) -> Any:
@@ -129,7 +134,7 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def kind_of(annotation: Any, default: object = None) -> Kind:
+def kind_of(annotation: Any, default: object = inspect.Parameter.empty) -> Kind:
     """Return the kind of plain values that fit an annotation, or are like the default.
 
     Args:

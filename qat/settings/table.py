@@ -11,15 +11,26 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from qat.export.storage import Storage
-from qat.kinds import FILE, FLAG, FRACTION, NULL, WORD, Kind, each, number, whole, words
-from qat.models.registry import OURS
+from qat.kinds import (
+    FILE,
+    FLAG,
+    FOLDER_NAME,
+    FRACTION,
+    NULL,
+    WORD,
+    Kind,
+    each,
+    number,
+    whole,
+    words,
+)
+from qat.models.registry import OURS, names
 from qat.observers import OBSERVERS
 from qat.quantizers import QUANTIZERS
 from qat.spec import FLOAT, FORMAT_KINDS
+from qat.training.callbacks.prune import KINDS as PRUNING
 
 LARGEST_SEED = 2**32 - 1  # NumPy's
-LONGEST_NAME = 200
-"""Bytes; file systems take 255, and names of files get endings."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +95,6 @@ class Model:
     builders: Mapping[str, Any]
 
 
-def _is_folder_name(value: object) -> bool:
-    if not WORD.fits(value):
-        return False
-    text = str(value)
-    is_short = len(text.encode("utf-8", "replace")) <= LONGEST_NAME
-    return is_short and not re.search(r"[/\\:*?\"<>|]|^[.\s]|[.\s]$", text)
-
-
-NAME = Kind("a folder's name without slashes", _is_folder_name)
 QUANTIZER = Named(QUANTIZERS, ("spec", "scale_shape", "has_batch"))
 OBSERVER = words(*OBSERVERS)
 PATCH = Group(
@@ -136,14 +138,25 @@ TRAINER = {
     "check_val_every_n_epoch": whole(1) | NULL,
     "num_nodes": whole(1),
 }
+MODEL = Kind("the name of a model", lambda v: isinstance(v, str) and v in names(), tuple(names()))
 FIXED = ("use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary")
 RATES = {"params": "the model", "lr": "optimizer.rates.lr"}
 RATES |= {"weight_decay": "optimizer.rates.weight_decay"}
-CALLBACK = Built("pytorch_lightning.Callback", may_be_nothing=True)
+CALLBACK = Built(
+    "pytorch_lightning.Callback",
+    kinds={
+        "patience": whole(0),
+        "min_delta": number(0),
+        "dirpath": FILE | NULL,
+        "filename": WORD | NULL,
+        "save_top_k": whole(-1),
+    },
+    may_be_nothing=True,
+)
 ENDS = Group({"weight": QUANTIZER, "activation": QUANTIZER})
 TABLE = Group(
     {
-        "name": NAME,
+        "name": FOLDER_NAME,
         "seed": whole(0, LARGEST_SEED),
         "output_dir": FILE,
         "compile": words("off", "regional", "step"),
@@ -166,7 +179,7 @@ TABLE = Group(
             optional=("functions",),
         ),
         "schedule": Built("qat.training.schedule.Schedule"),
-        "pruning": Built("qat.training.callbacks.Prune", is_base=True),
+        "pruning": Built("qat.training.callbacks.Prune", kinds=PRUNING, is_base=True),
         "distillation": CALLBACK,
         "oscillations": CALLBACK,
         "initialise": Group(others=Built("qat.initialise.Initialiser", may_be_nothing=True)),
