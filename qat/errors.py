@@ -43,3 +43,14 @@ class ExportError(QatError):
 
 class VerificationError(QatError):
     """An exported file that does not predict what training predicted."""
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Return a text of unknown origin as one line: escapes for what a terminal would act on.
+
+    Args:
+        text: A name or a message of another library.
+        limit: Most characters; the end of a longer one is left out.
+    """
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return line if len(line) <= limit else f"{line[:limit]}..."

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files"},
+    {"memory"},
     {"spec"},
     {"functional"},
     {"observers", "quantizers"},

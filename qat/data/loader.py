@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from qat.data.sampler import EpochBatchSampler
 from qat.data.source import Batch, Source
-from qat.errors import DataError
+from qat.data.workers import FEWER, PREFETCH, ReadAhead, check_shared, death, own_child_signals
+from qat.errors import DataError, QatError
 
 
 def as_is(batch: Any) -> Any:
@@ -29,19 +30,65 @@ class SourceLoader(DataLoader[Batch]):
         source: The data set.
         sampler: The order.
         num_workers: Processes that read ahead; 0 reads in this process.
+
+    Raises:
+        DataError: If what the workers read ahead does not fit into shared memory.
     """
 
     def __init__(self, source: Source, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
         self.order = sampler
+        check_shared(source, sampler.batch_size, len(sampler), num_workers)
         super().__init__(
-            source,
+            ReadAhead(source) if num_workers else source,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=as_is,
             persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCH if num_workers else None,
             pin_memory=torch.cuda.is_available() and not source.is_on_device,
             generator=torch.Generator(),
         )
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yield the batches.
+
+        Raises:
+            DataError: If workers cannot be started, or one dies.
+            QatError: What a data set raises in a worker.
+        """
+        batches = self._batches()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if (ours := self._explained(error)) is None:
+                    raise
+                raise ours from error
+            if isinstance(batch, QatError):
+                raise batch
+            yield batch
+
+    def _batches(self) -> Iterator[Any]:
+        with own_child_signals():
+            batches = super().__iter__()
+        yield from batches
+
+    def _explained(self, error: Exception) -> DataError | None:
+        """Return an error of the loader itself as ours, where workers are the reason."""
+        if not self.num_workers:
+            return None
+        reading: Any = self._iterator
+        if reading is None:
+            return DataError(
+                f"expected to start {self.num_workers} worker processes, got "
+                f"{type(error).__name__} ({error}): {FEWER}."
+            )
+        if (died := death(reading._workers)) is not None:
+            reading._shutdown_workers()
+            self._iterator = None  # another iteration starts new ones
+        return died
 
 
 class ResumableLoader(SourceLoader):
@@ -53,7 +100,7 @@ class ResumableLoader(SourceLoader):
         self._delivered = 0
         self._resuming = False
 
-    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the sampler's epoch; after a resume, those not delivered yet."""
         self._begin()
         for batch in super().__iter__():

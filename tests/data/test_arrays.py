@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "negative": (
         {"y_train": np.arange(20) % 10 - (np.arange(20) == 0)},
         {},
-        r"y_train .* found -1",
+        r"y_train .* from -1 to 9",
     ),
     "names": ({"class_names": np.array(["a", "b"])}, {}, r"labels 0 to 1 in y_train .* found 2 \("),
     "nan": (
@@ -105,12 +105,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"for data\.augment=crop_flip, but x_train .* \(2,\); set data\.augment=none",
     ),
-    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values .* got \[0\.5\]"),
-    "std": ({}, {"std": (1, 0, 1)}, r"data\.std to have 3 values \(std above 0\).*\[1, 0, 1\]"),
+    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values.* got \[0\.5\]"),
     "object": (
         {"x_train": np.array([None, "a"])},
         {},
-        r"plain arrays in .* cannot be read as \.npz",
+        r"plain numbers in x_train of .* Python objects, which could run any code",
     ),
 }
 
@@ -125,7 +124,7 @@ def test_malformed_arrays(
 
 def test_malformed_files(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    with pytest.raises(DataError, match=r"an \.npz file at .*a\.npz, but there is none"):
+    with pytest.raises(DataError, match=r"an \.npz file at .*a\.npz, got: nothing"):
         ArraysData(path).setup()
     np.savez_compressed(path, **content())
     half = path.read_bytes()[:500]

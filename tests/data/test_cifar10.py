@@ -50,7 +50,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr(cifar, "download_and_extract_archive", fail)
-    message = r"CIFAR-10 in .* got URLError .*no route to host.*use data=arrays"
+    message = r"CIFAR-10 in .* and URLError .*no route to host.*use data=arrays"
     with pytest.raises(DataError, match=message):
         Cifar10Data(tmp_path).prepare_data()
     with pytest.raises(DataError, match=message):

@@ -97,5 +97,5 @@ def test_too_little_text(size: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"context": 0}, {"num_train": 1}, {"num_test": 0}])
 def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.context"):
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(wrong))} "):
         TextData(**wrong)  # pyright: ignore[reportArgumentType]
