@@ -114,7 +114,7 @@ def test_other_architecture_lists_all_kinds_of_misfit(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"a checkpoint file at .*no\.pt, but there is none"):
+    with pytest.raises(CheckpointError, match=r"a checkpoint file at .*no\.pt, got: nothing"):
         read_state_dict(tmp_path / "no.pt")
 
 
@@ -138,7 +138,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, new_format: bool) -> None:
     victim = tmp_path / "pwned"
     content = {"state_dict": make().state_dict(), "extra": Payload(victim)}
     torch.save(content, path := tmp_path / "model.pt", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(CheckpointError, match=r"contains Python code, .*save just its state_dict"):
+    with pytest.raises(CheckpointError, match=r"contains Python code .*state_dict alone"):
         read_state_dict(path)
     assert not victim.exists()
     torch.load(path, weights_only=False)  # The payload does work where nobody takes care.
