@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qat.errors import CheckpointError, printable
 from qat.models.container import STATE_DICT, check_kind, corrupt, is_safetensors
-from qat.models.values import check_values
+from qat.models.values import check_dense, check_values
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
@@ -53,12 +53,13 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     values = _float_part(state)
     _check_fit(expected, values, path)
     check_values(expected, values, path)
-    masks = {name: state[f"{name}_mask"] for name in values if f"{name}_mask" in state}
-    _check_fit({name: expected[name] for name in masks}, masks, path)
-    check_values({name: expected[name] for name in masks}, masks, path)
-    # A pruned weight becomes the one in use.
-    used = {k: v * masks[k] if k in masks else v for k, v in values.items()}
-    model.load_state_dict(used, strict=False)
+    masks = {f"{name}_mask": name for name in values if f"{name}_mask" in state}
+    masked = {mask: expected[name] for mask, name in masks.items()}
+    _check_fit(masked, {mask: state[mask] for mask in masks}, path)
+    check_values(masked, {mask: state[mask] for mask in masks}, path)
+    for mask, name in masks.items():  # a pruned weight becomes the one in use
+        values[name] = values[name] * state[mask]
+    model.load_state_dict(values, strict=False)
 
 
 def read_state_dict(path: str | Path) -> State:
@@ -127,6 +128,8 @@ def _reason(error: Exception) -> str:
     """Return the sentence of an error that names the cause, without advice to load unsafely."""
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
     sentence = text.strip().partition("\n")[0].partition(". ")[0]
+    if "weights_only" in sentence or "safe_globals" in sentence:
+        return "a format that torch does not read safely"
     return printable(sentence).rstrip(". ") or type(error).__name__
 
 
@@ -144,6 +147,7 @@ def _unwrap(content: Any, path: Path) -> State:
             f"{', '.join(NESTED_UNDER)}, but it holds {_described(content)}; save "
             f"model.state_dict()."
         )
+    check_dense(content, path)
     return {name: Tensor.detach(tensor) for name, tensor in content.items()}
 
 

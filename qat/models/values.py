@@ -4,9 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat.errors import CheckpointError, printable
+
+REMEDY = "start from another file, or save the float model's state_dict() again"
+
+
+def check_dense(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are more, or less, than a block of numbers.
+
+    Args:
+        state: Tensors by name.
+        path: Their file, for the message.
+
+    Raises:
+        CheckpointError: If one is sparse, quantized, nested, without values or of another class.
+    """
+    for name, tensor in state.items():
+        is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+        if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            raise CheckpointError(
+                f"expected dense tensors with values in {printable(path)}, got "
+                f"{printable(name, 90)} of type {type(tensor).__name__}, layout {tensor.layout}, "
+                f"dtype {tensor.dtype} on device {tensor.device}: {REMEDY}."
+            )
 
 
 def check_values(
@@ -16,36 +38,25 @@ def check_values(
 
     Args:
         expected: The model's tensors by name.
-        state: Those of the file, of the same shapes; others of the model may be missing.
+        state: Dense ones of the file, of the same shapes; others of the model may be missing.
         path: The file, for the message.
 
     Raises:
-        CheckpointError: If one is not dense, has no values, holds whole or complex numbers for real
-            ones, is not finite, or is a variance below 0.
+        CheckpointError: If one holds whole or complex numbers for real ones, is not finite, or is a
+            variance below 0.
     """
     for name, tensor in state.items():
         if problem := _problem(name, tensor, expected[name].dtype):
             raise CheckpointError(
                 f"expected finite {str(expected[name].dtype).removeprefix('torch.')} values in "
-                f"{printable(name)} of {printable(path)}, got {problem}: save the float model's "
-                "state_dict() as it was before the error."
+                f"{printable(name)} of {printable(path)}, got {problem}: {REMEDY}."
             )
 
 
 def _problem(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
-    """Say what is wrong with a tensor; None if nothing is."""
-    if type(tensor) is not Tensor or tensor.is_quantized or tensor.is_nested:
-        return "a quantized or nested tensor, or one of a class of its own"
-    if tensor.layout != torch.strided:
-        return f"a tensor of layout {tensor.layout}"
-    if tensor.is_meta:
-        return "a tensor without values, of device meta"
+    """Say what is wrong with the values of a tensor; None if nothing is."""
     if tensor.is_complex() or (dtype.is_floating_point and not tensor.is_floating_point()):
         return f"{tensor.dtype}"
-    return _wrong_values(name, tensor, dtype)
-
-
-def _wrong_values(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
     try:
         values = tensor.to(dtype) if dtype.is_floating_point else tensor
         wrong = values.numel() - int(torch.isfinite(values).sum())
