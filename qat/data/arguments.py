@@ -25,7 +25,8 @@ def check_whole(key: str, value: Any, low: int, high: int = MOST) -> None:
         ConfigError: If ``value`` is not an int from ``low`` to ``high``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        at_most = f" and at most {high}" if high != MOST else ""
+        is_large = isinstance(value, int) and value > high
+        at_most = f" and at most {high}" if high != MOST or is_large else ""
         raise ConfigError(
             f"expected data.{key} to be a whole number of at least {low}{at_most}, got "
             f"{printable(repr(value))}: correct it."

@@ -7,12 +7,14 @@ import pickle
 import resource
 import signal
 import time
+from typing import cast
 
 import pytest
 import torch
 
 from qat.data.loader import SourceLoader
 from qat.data.sampler import EpochBatchSampler
+from qat.data.source import Batch
 from qat.data.tensors import TensorSource
 from qat.data.workers import ReadAhead, check_shared, death, own_child_signals
 from qat.errors import DataError, TrainingError
@@ -32,8 +34,8 @@ class Failing(TensorSource):
         return super().__getitems__(pairs)
 
 
-def loader(fail, num_workers=1):
-    return SourceLoader(Failing(fail), EpochBatchSampler(12, 4, shuffle=False), num_workers)
+def loader(fail):
+    return SourceLoader(Failing(fail), EpochBatchSampler(12, 4, shuffle=False), 1)
 
 
 def stop(loader):
@@ -88,7 +90,8 @@ def test_an_error_in_a_worker_is_a_sentence_after_the_batches_before_it(fail, ki
 
 def test_a_killed_worker_is_noticed_without_a_handler_that_raises_anywhere():
     before = signal.getsignal(signal.SIGCHLD)
-    reading = loader(lambda: os.kill(os.getpid(), signal.SIGKILL), num_workers=2)
+    source = Failing(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    reading = SourceLoader(source, EpochBatchSampler(12, 4, shuffle=False), 2)
     with own_child_signals():
         started = time.monotonic()
         with pytest.raises(DataError, match=r"2 worker processes .* SIGKILL.*memory runs out"):
@@ -96,7 +99,7 @@ def test_a_killed_worker_is_noticed_without_a_handler_that_raises_anywhere():
     assert time.monotonic() - started < 20
     assert signal.getsignal(signal.SIGCHLD) == before
     assert multiprocessing.active_children() == []
-    reading.dataset.source.fail = lambda: None
+    source.fail = lambda: None
     assert len(list(reading)) == 3  # new workers
     stop(reading)
 
@@ -133,7 +136,7 @@ def test_shared_memory_is_compared_with_what_is_read_ahead():
 
 def test_batches_and_errors_travel():
     read = ReadAhead(Failing(unknown_error))
-    x, y = read.__getitems__([(0, 0), (0, 1)])
+    x, y = cast(Batch, read.__getitems__([(0, 0), (0, 1)]))
     assert x.is_shared()
     assert y.is_shared()
     error = pickle.loads(pickle.dumps(read.__getitems__([(0, 8)])))
