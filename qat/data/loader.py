@@ -6,6 +6,7 @@ waits for the first ``next``; and since our loaders have a length, its fetcher d
 batches delivered are batches trained on, whatever the worker processes have read ahead.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,18 @@ from torch.utils.data import DataLoader
 
 from qat.data.sampler import EpochBatchSampler
 from qat.data.source import Batch, Source
-from qat.data.workers import FEWER, PREFETCH, ReadAhead, check_shared, death, own_child_signals
+from qat.data.workers import (
+    FEWER,
+    PREFETCH,
+    NoRoom,
+    ReadAhead,
+    check_shared,
+    death,
+    own_child_signals,
+)
 from qat.errors import DataError, QatError
+
+log = logging.getLogger("qat")
 
 
 def as_is(batch: Any) -> Any:
@@ -30,14 +41,11 @@ class SourceLoader(DataLoader[Batch]):
         source: The data set.
         sampler: The order.
         num_workers: Processes that read ahead; 0 reads in this process.
-
-    Raises:
-        DataError: If what the workers read ahead does not fit into shared memory.
     """
 
     def __init__(self, source: Source, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
-        self.order = sampler
-        check_shared(source, sampler.batch_size, len(sampler), num_workers)
+        self.order, self.source = sampler, source
+        self._has_warned = False
         super().__init__(
             ReadAhead(source) if num_workers else source,
             batch_sampler=sampler,
@@ -68,7 +76,14 @@ class SourceLoader(DataLoader[Batch]):
                 raise ours from error
             if isinstance(batch, QatError):
                 raise batch
-            yield batch
+            yield self._read(batch) if isinstance(batch, NoRoom) else batch
+
+    def _read(self, batch: NoRoom) -> Batch:
+        """Read a batch here: the same numbers, from the same source."""
+        if not self._has_warned:
+            log.warning("%s", batch)
+        self._has_warned = True
+        return self.source.__getitems__(batch.pairs)
 
     def _batches(self) -> Iterator[Any]:
         with own_child_signals():
@@ -92,9 +107,19 @@ class SourceLoader(DataLoader[Batch]):
 
 
 class ResumableLoader(SourceLoader):
-    """A training loader whose state is the epoch and the number of batches delivered in it."""
+    """A training loader whose state is the epoch and the number of batches delivered in it.
+
+    Args:
+        source: The data set.
+        sampler: The order.
+        num_workers: Processes that read ahead; 0 reads in this process.
+
+    Raises:
+        DataError: If what the workers read ahead does not fit into shared memory.
+    """
 
     def __init__(self, source: Source, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
+        check_shared(source, sampler.batch_size, len(sampler), num_workers)
         super().__init__(source, sampler, num_workers)
         self._epoch = 0
         self._delivered = 0

@@ -1,16 +1,18 @@
 """Worker processes that read ahead, and what is said when one fails or shared memory runs out.
 
 PyTorch's loaders lose a batch that does not fit into shared memory: the error stays in a background
-thread of the worker, and the training waits for ever. Here a worker moves its batch itself and
-sends an error instead of a batch when it cannot.
+thread of the worker, and the training waits for ever. Here a worker moves its batch itself, and
+tells the main process to read the batch when it cannot.
 """
 
 import math
+import mmap
 import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -20,9 +22,30 @@ from qat.errors import DataError, QatError, printable
 from qat.memory import SHARED, free_shared, shown
 
 PREFETCH = 2  # batches that each worker reads ahead: PyTorch's default
+IN_USE = 3  # batches: of the step, of the one before it, and being handed over
 BYTES_OF_INPUT, BYTES_OF_LABEL = 4, 8  # float32 and int64
 FEWER = "set data.num_workers=0, lower data.num_workers or lower data.batch_size"
 MORE_SHARED = f"start the container with a larger --shm-size, {FEWER}"
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """A batch that does not fit into what is left of shared memory; the main process reads it.
+
+    Attributes:
+        pairs: (epoch, index) of each sample.
+        num_bytes: Size of the batch.
+    """
+
+    pairs: Sequence[Pair]
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"a batch of {shown(self.num_bytes)} found no room in {SHARED}, which has "
+            f"{shown(free_shared() or 0)} free; the main process reads such batches, which is "
+            f"slower: {MORE_SHARED}"
+        )
 
 
 class ReadAhead(Dataset[Any]):
@@ -38,7 +61,7 @@ class ReadAhead(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, pairs: Sequence[Pair]) -> Batch | QatError:
+    def __getitems__(self, pairs: Sequence[Pair]) -> Batch | QatError | NoRoom:
         """Read one batch; an error carries the worker's traceback as a note."""
         try:
             x, y = self.source.__getitems__(pairs)
@@ -46,11 +69,8 @@ class ReadAhead(Dataset[Any]):
             return _told(error)
         try:
             return x.share_memory_(), y.share_memory_()
-        except RuntimeError as error:  # no space in /dev/shm
-            return DataError(
-                f"expected room for a batch of {shown(x.nbytes + y.nbytes)} in {SHARED}, got "
-                f"{printable(str(error).splitlines()[0])}: {MORE_SHARED}."
-            )
+        except RuntimeError:  # no space in /dev/shm
+            return NoRoom(pairs, x.nbytes + y.nbytes)
 
 
 def _told(error: Exception) -> QatError:
@@ -88,14 +108,19 @@ def check_shared(source: Source, batch_size: int, num_batches: int, num_workers:
     free = free_shared() if num_workers else None
     if free is None:
         return
-    sample = math.prod(source.input_shape) * BYTES_OF_INPUT + BYTES_OF_LABEL
-    batches = min(num_workers * PREFETCH + 1, num_batches)
-    if (needed := batches * min(batch_size, len(source)) * sample) > free:
+    size = min(batch_size, len(source))
+    inputs = size * math.prod(source.input_shape) * BYTES_OF_INPUT
+    batches = min(num_workers * PREFETCH + IN_USE, num_batches)
+    if (needed := batches * (_paged(inputs) + _paged(size * BYTES_OF_LABEL))) > free:
         raise DataError(
             f"expected {shown(needed)} free in {SHARED} for data.num_workers={num_workers} "
-            f"({batches} batches of {min(batch_size, len(source))} samples), got {shown(free)}: "
-            f"{MORE_SHARED}."
+            f"({batches} batches of {size} samples), got {shown(free)}: {MORE_SHARED}."
         )
+
+
+def _paged(num_bytes: int) -> int:
+    """Return what a tensor takes there: whole pages."""
+    return math.ceil(num_bytes / mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 @contextmanager
