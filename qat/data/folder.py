@@ -151,14 +151,11 @@ def read_image(path: str) -> Image.Image:
         DataError: If it is missing, not a readable image, too large, or has more than 8 bits.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # notices about metadata
-            if image.mode in MORE_THAN_8_BITS:
-                raise DataError(
-                    f"expected an image of 8 bits a channel at {printable(path)}, got mode "
-                    f"{image.mode}, of which only the darkest values would be kept; convert it."
-                )
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notices about metadata and large images
+            with Image.open(path) as image:
+                _check_depth(image, path)
+                return image.convert("RGB")
     except DataError:
         raise
     except Exception as error:  # PIL's decoders raise any kind
@@ -166,6 +163,14 @@ def read_image(path: str) -> Image.Image:
             f"expected a readable image at {printable(path)}, but it cannot be decoded "
             f"({printable(error) or type(error).__name__}); repair or delete the file."
         ) from error
+
+
+def _check_depth(image: Image.Image, path: str) -> None:
+    if image.mode in MORE_THAN_8_BITS:
+        raise DataError(
+            f"expected an image of 8 bits a channel at {printable(path)}, got mode {image.mode}, "
+            "of which only the darkest values would be kept; convert it."
+        )
 
 
 def check_ratio(image: Image.Image, size: int, path: str) -> None:

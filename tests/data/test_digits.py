@@ -3,7 +3,7 @@ import torch
 
 from qat.data import DigitsData
 from qat.data.digits import read_digits
-from qat.errors import ConfigError
+from qat.errors import ConfigError, DataError
 
 
 def test_split_and_normalisation() -> None:
@@ -27,6 +27,11 @@ def test_enlarged_and_repeated() -> None:
     x = next(iter(data.train_dataloader()))[0]
     assert torch.equal(x[:, 0], x[:, 2])
     assert read_digits(8, 1)[0].unique().numel() == 17
+
+
+def test_images_larger_than_memory() -> None:
+    with pytest.raises(DataError, match=r"1797 digits of 3 x 100000 x 100000 .*lower data\.size"):
+        DigitsData(size=10**5).setup()
 
 
 def test_arguments_out_of_range() -> None:
