@@ -156,6 +156,6 @@ def death(workers: Sequence[Any]) -> DataError | None:
         -getattr(signal, "SIGBUS", 0): f"{SHARED} is full, so {MORE_SHARED}",
     }.get(code, "set data.num_workers=0 to see what happens there")
     return DataError(
-        f"expected {len(workers)} worker processes that read the data, got {len(dead)} that died "
+        f"expected data.num_workers={len(workers)} to go on reading, got {len(dead)} that died "
         f"(process {dead[0].pid}: {how}): {cause}."
     )

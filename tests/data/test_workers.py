@@ -105,7 +105,7 @@ def test_a_killed_worker_is_noticed_without_a_handler_that_raises_anywhere():
     reading = SourceLoader(source, EpochBatchSampler(12, 4, shuffle=False), 2)
     with own_child_signals():
         started = time.monotonic()
-        with pytest.raises(DataError, match=r"2 worker processes .* SIGKILL.*memory runs out"):
+        with pytest.raises(DataError, match=r"num_workers=2 .* SIGKILL.*memory runs out"):
             list(reading)
     assert time.monotonic() - started < 20
     assert signal.getsignal(signal.SIGCHLD) == before
