@@ -45,12 +45,18 @@ class VerificationError(QatError):
     """An exported file that does not predict what training predicted."""
 
 
-_LONGEST = 300
+def printable(text: object, limit: int = 200) -> str:
+    """Return a text of unknown origin as one line: escapes for what a terminal would act on.
+
+    Args:
+        text: A name or a message of another library.
+        limit: Most characters; the end of a longer one is left out.
+    """
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
-def shown(error: BaseException) -> str:
-    """Return what an error of another library says, in one short printable line, with its class."""
-    text = " ".join(str(error).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one printable line, with its class where it is not ours."""
+    text = printable(" ".join(str(error).split()), 300)
     return text if isinstance(error, QatError) else f"{type(error).__name__} ({text})"

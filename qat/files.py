@@ -7,10 +7,35 @@ replaces; the file that was there stays. Text is UTF-8 whatever the locale says.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind(path: str | Path) -> str:
+    """Say what is at ``path``, links followed, without opening it: a pipe would wait for ever.
+
+    Returns:
+        "a file", "a folder", "a pipe", "a socket", "a device", "nothing", or what the system says
+        about a path that cannot be looked up.
+    """
+    try:
+        return KINDS.get(stat.S_IFMT(Path(path).stat().st_mode), "something else")
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except (OSError, ValueError) as error:  # ValueError: a NUL or a surrogate in the name
+        return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager

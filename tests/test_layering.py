@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files"},
-    {"kinds", "folders"},
+    {"kinds", "folders", "memory"},
     {"stored_config"},
     {"spec"},
     {"functional"},

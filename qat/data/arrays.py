@@ -1,7 +1,5 @@
 """Images or features from one ``.npz`` file: the plainest way to bring your own data."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -10,14 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qat.data.arguments import MOST, check_text, statistic
 from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
+from qat.data.npz import read_npz
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD
 from qat.data.tensors import TensorSource, check_finite, check_labels
 from qat.errors import DataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 PADDING = 4
+MOST_CHANNELS = 4
 
 
 class ArraysData(DataModule):
@@ -35,7 +36,7 @@ class ArraysData(DataModule):
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
-        ConfigError: If ``augment`` is unknown.
+        ConfigError: If ``augment`` is unknown, or a path or a number is none.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ArraysData(DataModule):
     ) -> None:
         super().__init__(**loading)
         check_augment(augment)
+        check_text("path", path)
         self.path = Path(path)
         self.augment = augment
-        self._statistics = (mean, std)
+        self._statistics = statistic("mean", mean), statistic("std", std)
 
     def load(self) -> Loaded:
         """Read and check the file.
@@ -58,7 +60,7 @@ class ArraysData(DataModule):
         Raises:
             DataError: If the file or an array is missing or malformed.
         """
-        arrays = read_npz(self.path)
+        arrays = read_npz(self.path, KEYS, ["class_names"])
         inputs = {name: _inputs(arrays[name], f"{name} of {self.path}") for name in KEYS[::2]}
         labels = {name: _labels(arrays[name], f"{name} of {self.path}") for name in KEYS[1::2]}
         _check_fit(inputs, labels, self.path)
@@ -75,19 +77,16 @@ class ArraysData(DataModule):
     ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         is_rgb = x.dtype == torch.uint8 and x.shape[1] == 3
         defaults = (IMAGENET_MEAN, IMAGENET_STD) if is_rgb else (None, None)
-        given = [
-            default if v is None else v
-            for v, default in zip(self._statistics, defaults, strict=True)
-        ]
-        for key, value in zip(("mean", "std"), given, strict=True):
-            if value is not None and (
-                len(value) != x.shape[1] or (key == "std" and min(value) <= 0)
-            ):
+        mean, std = (
+            default if given is None else given
+            for given, default in zip(self._statistics, defaults, strict=True)
+        )
+        for key, value in (("mean", mean), ("std", std)):
+            if value is not None and len(value) != x.shape[1]:
                 raise DataError(
-                    f"expected data.{key} to have {x.shape[1]} values (std above 0), one for each "
-                    f"channel of {self.path}, got {list(value)}; correct data.{key}."
+                    f"expected data.{key} to have {x.shape[1]} values, one for each channel of "
+                    f"{self.path}, got {list(value)}; correct data.{key}."
                 )
-        mean, std = (None if v is None else tuple(float(n) for n in v) for v in given)
         return mean, std
 
     def _augmentation(self, x: Tensor) -> CropFlip | None:
@@ -101,52 +100,48 @@ class ArraysData(DataModule):
         return CropFlip(len(x), PADDING, flip=self.augment == "crop_flip", seed=self.seed)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a file, without unpickling anything.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Raises:
-        DataError: If the file is missing, unreadable or lacks one of the four arrays.
-    """
-    if not path.is_file():
-        raise DataError(f"expected an .npz file at {path}, but there is none; correct data.path.")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"expected plain arrays in {path}, but it cannot be read as .npz ({error}); write it "
-            f"with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
-        ) from error
-    if missing := [key for key in KEYS if key not in arrays]:
-        raise DataError(
-            f"expected the arrays {', '.join(KEYS)} in {path}, but {', '.join(missing)} is missing "
-            f"(found: {', '.join(arrays) or 'nothing'}); add it with numpy.savez."
-        )
-    return arrays
-
-
 def _class_names(stored: np.ndarray | None, labels: dict[str, Tensor], path: Path) -> list[str]:
     """Return the stored class names, or "0", "1", ... up to the highest label."""
     if stored is not None:
-        return [str(name) for name in stored.ravel()]
+        return _stored_names(stored, path)
     train, test = (int(y.max()) + 1 for y in labels.values())
     if train != test:
         raise DataError(
             f"expected as many classes in y_test as in y_train of {path}, but y_train has {train} "
             f"and y_test has {test}; correct the labels, or store all class_names in the file."
         )
+    if train > len(labels["y_train"]):
+        raise DataError(
+            f"expected classes numbered 0, 1, ... in y_train of {path}, but its highest label is "
+            f"{train - 1} with {len(labels['y_train'])} samples; number the classes without gaps, "
+            f"or store all class_names in the file."
+        )
     return [str(label) for label in range(train)]
+
+
+def _stored_names(stored: np.ndarray, path: Path) -> list[str]:
+    """Return class names that came as text, bytes or whole numbers."""
+    try:
+        values = np.char.decode(stored, "utf-8") if stored.dtype.kind == "S" else stored
+    except UnicodeDecodeError:
+        values = None
+    if values is None or values.dtype.kind not in "Uiu" or values.ndim != 1:
+        raise DataError(
+            f"expected class_names of {path} to hold text of shape (classes,), but it is "
+            f"{stored.dtype} of shape {stored.shape}; store numpy.array([...]) of strings."
+        )
+    return [str(name) for name in values]
 
 
 def _inputs(x: np.ndarray, where: str) -> Tensor:
     """Turn stored inputs into a tensor: images become (N, C, H, W), floats stay as they are."""
     if x.dtype == np.uint8 and x.ndim == 4:
+        _check_channels_last(x, where)
         return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     if x.dtype.kind == "f" and x.ndim >= 2:
-        check_finite(tensor := torch.from_numpy(x).float(), where)
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused
+            tensor = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        check_finite(tensor, where)
         return tensor
     raise DataError(
         f"expected {where} to hold uint8 images (N, H, W, C) or floats (N, ...), but it is "
@@ -154,11 +149,24 @@ def _inputs(x: np.ndarray, where: str) -> Tensor:
     )
 
 
+def _check_channels_last(x: np.ndarray, where: str) -> None:
+    if x.shape[1] in (1, 3) and x.shape[3] > MOST_CHANNELS:
+        raise DataError(
+            f"expected {where} to hold images (N, H, W, C), channels last, but it is of shape "
+            f"{x.shape}; turn it with x.transpose(0, 2, 3, 1)."
+        )
+
+
 def _labels(y: np.ndarray, where: str) -> Tensor:
     if y.dtype.kind not in "iu" or y.ndim != 1:
         raise DataError(
             f"expected {where} to hold whole numbers of shape (N,), but it is {y.dtype} of shape "
             f"{y.shape}; store one class number for each sample."
+        )
+    if len(y) and (int(y.min()) < 0 or int(y.max()) > MOST):
+        raise DataError(
+            f"expected labels from 0 in {where}, one number for each class, but they go from "
+            f"{y.min()} to {y.max()}; number the classes 0, 1, ..."
         )
     return torch.from_numpy(y.astype(np.int64))
 

@@ -1,7 +1,9 @@
 """The contract of all data modules; a data set only has to implement :meth:`DataModule.load`."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -9,13 +11,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from qat.data.arguments import check_device, check_number, check_whole
 from qat.data.loader import ResumableLoader, SourceLoader
 from qat.data.sampler import EpochBatchSampler
 from qat.data.source import Source, View, generator
 from qat.data.tensors import TensorSource
-from qat.errors import ConfigError
+from qat.errors import ConfigError, DataError, printable
+from qat.memory import check_fits
 
 MONITOR_SAMPLES = 2000
+MOST_WORKERS = 256
+FLOAT_BYTES = 4
 
 
 class Loading(TypedDict, total=False):
@@ -37,6 +43,50 @@ class Loaded:
     class_names: list[str]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+def check_usable(loaded: Loaded, batch_size: int) -> None:
+    """Refuse a data set that nothing can be learnt from, or of which no batch fits into memory.
+
+    Args:
+        loaded: The data set.
+        batch_size: Samples of a batch.
+
+    Raises:
+        DataError: If there are fewer than two classes or training samples, no test samples, no
+            inputs, two classes of one name, or batches larger than memory.
+    """
+    names, sizes = loaded.class_names, (len(loaded.train), len(loaded.test))
+    if len(names) < 2 or sizes[0] < 2 or sizes[1] < 1 or 0 in loaded.train.input_shape:
+        raise DataError(
+            "expected 2 or more classes, 2 or more training samples, test samples and inputs that "
+            f"are not empty, got {len(names)} classes, {sizes[0]} training samples, {sizes[1]} "
+            f"test samples and inputs of shape {loaded.train.input_shape}: add what is missing."
+        )
+    check_names(names)
+    num_bytes = min(batch_size, sizes[0]) * math.prod(loaded.train.input_shape) * FLOAT_BYTES
+    check_fits(
+        num_bytes, "a batch of training samples", "lower data.batch_size or data.size", DataError
+    )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse class names that cannot be told apart or written into a file.
+
+    Raises:
+        DataError: If one stands twice, is empty or has characters that do not print.
+    """
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(
+            f"expected class names that differ, got {printable(twice)!r} twice: rename one."
+        )
+    for name in names:
+        if not name.isprintable() or not name:
+            raise DataError(
+                f"expected class names of characters that print, got '{printable(name)}': rename "
+                "that class."
+            )
 
 
 class DataModule(pl.LightningDataModule):
@@ -75,21 +125,16 @@ class DataModule(pl.LightningDataModule):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        check_whole("batch_size", batch_size, 1)
+        check_number("val_fraction", val_fraction, 0, 1)
+        check_whole("num_workers", num_workers, 0, MOST_WORKERS)
+        check_device(device)
         if device is not None and num_workers:
             raise ConfigError(
                 f"expected data.num_workers=0 with data.device={device}, got {num_workers}: nobody "
                 "reads ahead what is on the device; set it to 0."
             )
         self.device = device
-        if batch_size < 1:
-            raise ConfigError(
-                f"expected data.batch_size to be at least 1, got {batch_size}; raise it."
-            )
-        if not 0 <= val_fraction < 1:
-            raise ConfigError(
-                f"expected data.val_fraction to be at least 0 and below 1, got {val_fraction}; "
-                f"0.1 holds out a tenth of the training set."
-            )
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.num_workers = num_workers
@@ -111,11 +156,13 @@ class DataModule(pl.LightningDataModule):
             stage: Ignored.
 
         Raises:
-            DataError: If the data set is missing or malformed.
+            DataError: If the data set is missing, malformed or too small or large to train on.
         """
         if self._train is not None:
             return
-        loaded = self._place(self.load())
+        loaded = self.load()
+        check_usable(loaded, self.batch_size)
+        loaded = self._place(loaded)
         self.class_names, self.num_classes = loaded.class_names, len(loaded.class_names)
         self.input_shape = loaded.train.input_shape
         self.mean, self.std = loaded.mean, loaded.std

@@ -4,19 +4,26 @@ Source:
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 import torch
 from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
 
+from qat.data.arguments import check_text, statistic
 from qat.data.arrays import PADDING
 from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD
 from qat.data.tensors import TensorSource
-from qat.errors import DataError
+from qat.errors import ConfigError, DataError, printable
+from qat.files import kind
+
+CHANNELS = 3
+FILES = dict([*CIFAR10.train_list, *CIFAR10.test_list])
 
 
 class Cifar10Data(DataModule):
@@ -30,7 +37,7 @@ class Cifar10Data(DataModule):
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
-        ConfigError: If ``augment`` is unknown.
+        ConfigError: If ``augment`` is unknown, or ``mean`` or ``std`` are not three numbers.
     """
 
     def __init__(
@@ -43,9 +50,15 @@ class Cifar10Data(DataModule):
     ) -> None:
         super().__init__(**loading)
         check_augment(augment)
+        check_text("root", root)
         self.root = Path(root)
         self.augment = augment
-        self._statistics = tuple(mean), tuple(std)
+        self._statistics = statistic("mean", mean), statistic("std", std)
+        for key, value in zip(("mean", "std"), self._statistics, strict=True):
+            if value is not None and len(value) != CHANNELS:
+                raise ConfigError(
+                    f"expected data.{key} to have {CHANNELS} values, got {list(value)}: correct it."
+                )
 
     def prepare_data(self) -> None:
         """Download the data set if it is not there yet.
@@ -72,11 +85,30 @@ class Cifar10Data(DataModule):
         return Loaded(source, held, list(train.classes), mean, std)
 
     def _read(self, train: bool) -> CIFAR10:
+        """Read one part; torchvision unpickles a file only if it has the checksum of the original.
+
+        Raises:
+            DataError: If it is not there and cannot be downloaded.
+        """
+        self._refuse_special_files()
         try:
             return CIFAR10(str(self.root), train=train, download=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+            wrong = [n for n, md5 in FILES.items() if not check_integrity(self._path(n), md5)]
             raise DataError(
-                f"expected CIFAR-10 in {self.root.resolve()} or a network to download it, got "
-                f"{type(error).__name__} ({error}); connect, copy cifar-10-batches-py there, or "
-                f"use data=arrays with an .npz file."
+                f"expected CIFAR-10 in {printable(self.root)} or a network to download it, got "
+                f"{len(wrong)} of {len(FILES)} files missing or damaged ({', '.join(wrong)}) and "
+                f"{type(error).__name__} ({printable(error)}); connect, copy cifar-10-batches-py "
+                f"there, or use data=arrays with an .npz file."
             ) from error
+
+    def _path(self, name: str) -> Path:
+        return self.root / CIFAR10.base_folder / name
+
+    def _refuse_special_files(self) -> None:
+        for path in (self.root / CIFAR10.filename, *map(self._path, FILES)):
+            if (what := kind(path)) not in ("a file", "nothing"):
+                raise DataError(
+                    f"expected a file of CIFAR-10 or nothing at {printable(path)}, got: {what}; "
+                    "remove it or correct data.root."
+                )

@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qat.data.arguments import check_whole
 from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import generator
 from qat.data.tensors import TensorSource
-from qat.errors import ConfigError
+from qat.errors import DataError
+from qat.memory import check_fits
 
+NUM_IMAGES = 1797
 NUM_TEST = 500
+COPIES = 3  # enlarged, repeated, split
 WHITE = 16
 # Measured over the pixels of the 1,297 training images, scaled to 0..1.
 MEAN = 0.3056
@@ -47,16 +51,24 @@ class DigitsData(DataModule):
         super().__init__(**loading)
         check_augment(augment)
         self.size = 8 if size is None else size
-        if self.size < 1 or channels < 1:
-            raise ConfigError(
-                f"expected data.size and data.channels to be at least 1, got {self.size} and "
-                f"{channels}; the native images have size 8 and 1 channel."
-            )
+        check_whole("size", self.size, 1)
+        check_whole("channels", channels, 1)
         self.channels = channels
         self.augment = augment
 
     def load(self) -> Loaded:
-        """Read, scale, enlarge and split the images."""
+        """Read, scale, enlarge and split the images.
+
+        Raises:
+            DataError: If images of that size do not fit into memory.
+        """
+        num_bytes = COPIES * NUM_IMAGES * self.channels * self.size**2 * 4
+        check_fits(
+            num_bytes,
+            f"{NUM_IMAGES} digits of {self.channels} x {self.size} x {self.size} pixels",
+            "lower data.size or data.channels",
+            DataError,
+        )
         x, y = read_digits(self.size, self.channels)
         order = torch.randperm(len(y), generator=generator("digits"))
         test, train = order[:NUM_TEST], order[NUM_TEST:]

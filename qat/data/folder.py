@@ -1,5 +1,6 @@
 """A folder of images, one sub-folder per class, as for ImageNet."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -7,15 +8,18 @@ from typing import Any, Unpack
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
+from qat.data.arguments import check_text, check_whole
 from qat.data.base import DataModule, Loaded, Loading
+from qat.data.listing import list_folder
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD, Batch, Pair, Source, derive_seed
-from qat.errors import ConfigError, DataError
+from qat.errors import DataError, printable
+from qat.files import kind
 
 CROP_RATIO = 0.875  # The usual evaluation crop: 224 of 256 pixels.
+MOST_PIXELS = 100_000_000  # of one image after resizing
+MORE_THAN_8_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ImageSource(Source):
@@ -46,11 +50,12 @@ class ImageSource(Source):
             Normalised image, float32, shape (3, size, size), and class.
 
         Raises:
-            DataError: If the file is not a readable image.
+            DataError: If the file is not a readable image, or a narrow one.
         """
         epoch, index = pair
         path, label = self.samples[index]
         image = read_image(path)
+        check_ratio(image, self.size, path)
         if self.seed is None:
             return self.transform(image), label
         # Only the CPU generator, which the transforms draw from: a GPU's would not be restored.
@@ -60,8 +65,8 @@ class ImageSource(Source):
 
     def __getitems__(self, pairs: Sequence[Pair]) -> Batch:
         """Read one batch."""
-        x, y = default_collate([self[pair] for pair in pairs])
-        return x, y
+        images, labels = zip(*(self[pair] for pair in pairs), strict=True)
+        return torch.stack(images), torch.tensor(labels)
 
     def plain(self) -> "ImageSource":
         """Return the same images, cropped at the centre."""
@@ -87,13 +92,13 @@ class FolderData(DataModule):
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
-        ConfigError: If ``size`` is below 1.
+        ConfigError: If ``size`` is no whole number of at least 1, or ``root`` no text.
     """
 
     def __init__(self, root: str | Path, size: int = 224, **loading: Unpack[Loading]) -> None:
         super().__init__(**loading)
-        if size < 1:
-            raise ConfigError(f"expected data.size to be at least 1 pixel, got {size}; raise it.")
+        check_text("root", root)
+        check_whole("size", size, 1)
         self.root = Path(root)
         self.size = size
 
@@ -104,19 +109,21 @@ class FolderData(DataModule):
             DataError: If a folder is missing or empty, or the classes of the two parts differ.
         """
         test_folder = self.root / "val"
-        if not test_folder.is_dir() and (self.root / "test").is_dir():
+        if kind(test_folder) != "a folder" and kind(self.root / "test") == "a folder":
             test_folder = self.root / "test"
-        train, test = list_folder(self.root / "train"), list_folder(test_folder)
-        if train.classes != test.classes:
-            differing = sorted(set(train.classes) ^ set(test.classes))
+        classes, samples = list_folder(self.root / "train")
+        test_classes, test_samples = list_folder(test_folder)
+        if classes != test_classes:
+            differing = sorted(set(classes) ^ set(test_classes))
+            shown = ", ".join(printable(name, 40) for name in differing[:5])
             raise DataError(
-                f"expected the same classes in {self.root / 'train'} and {test_folder}, but "
-                f"{', '.join(differing[:5])} ({len(differing)} in all) are only in one of them; "
-                f"make the sub-folders match."
+                f"expected the same classes in {printable(self.root / 'train')} and "
+                f"{printable(test_folder)}, but {shown} ({len(differing)} in all) are only in one "
+                f"of them; make the sub-folders match."
             )
-        source = ImageSource(train.samples, self.size, self.seed)
-        held = ImageSource(test.samples, self.size, seed=None)
-        return Loaded(source, held, train.classes, IMAGENET_MEAN, IMAGENET_STD)
+        source = ImageSource(samples, self.size, self.seed)
+        held = ImageSource(test_samples, self.size, seed=None)
+        return Loaded(source, held, classes, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def transform(size: int, random: bool) -> Callable[[Image.Image], Any]:
@@ -134,24 +141,6 @@ def transform(size: int, random: bool) -> Callable[[Image.Image], Any]:
     return transforms.Compose([*crop, transforms.ToTensor(), normalize])
 
 
-def list_folder(folder: Path) -> ImageFolder:
-    """List the classes and files of a folder.
-
-    Args:
-        folder: A folder with one sub-folder of images for each class.
-
-    Raises:
-        DataError: If there is no such folder, no class in it, or a class without images.
-    """
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"expected {folder} to hold one sub-folder of images for each class, but it does not "
-            f"({error}); correct data.root or fill the folder."
-        ) from error
-
-
 def read_image(path: str) -> Image.Image:
     """Decode an image file as RGB.
 
@@ -159,13 +148,46 @@ def read_image(path: str) -> Image.Image:
         path: The file.
 
     Raises:
-        DataError: If it is missing or not a readable image.
+        DataError: If it is missing, not a readable image, too large, or has more than 8 bits.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notices about metadata and large images
+            with Image.open(path) as image:
+                _check_depth(image, path)
+                return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # PIL's decoders raise any kind
         raise DataError(
-            f"expected a readable image at {path}, but it cannot be decoded ({error}); repair or "
-            f"delete the file."
+            f"expected a readable image at {printable(path)}, but it cannot be decoded "
+            f"({printable(error) or type(error).__name__}); repair or delete the file."
         ) from error
+
+
+def _check_depth(image: Image.Image, path: str) -> None:
+    if image.mode in MORE_THAN_8_BITS:
+        raise DataError(
+            f"expected an image of 8 bits a channel at {printable(path)}, got mode {image.mode}, "
+            "of which only the darkest values would be kept; convert it."
+        )
+
+
+def check_ratio(image: Image.Image, size: int, path: str) -> None:
+    """Refuse an image that would become huge when its short side is resized.
+
+    Args:
+        image: The image.
+        size: Height and width after cropping, in pixels.
+        path: Its file, for the message.
+
+    Raises:
+        DataError: If it is so narrow.
+    """
+    short, long = sorted(image.size)
+    if long * (size / CROP_RATIO) ** 2 / short > MOST_PIXELS:
+        raise DataError(
+            f"expected an image less narrow than {image.width} x {image.height} pixels at "
+            f"{printable(path)}: with data.size={size} it would be resized to more than "
+            f"{MOST_PIXELS:,} pixels; crop it, delete it or lower data.size."
+        )

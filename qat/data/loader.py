@@ -6,6 +6,7 @@ waits for the first ``next``; and since our loaders have a length, its fetcher d
 batches delivered are batches trained on, whatever the worker processes have read ahead.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,18 @@ from torch.utils.data import DataLoader
 
 from qat.data.sampler import EpochBatchSampler
 from qat.data.source import Batch, Source
-from qat.errors import DataError
+from qat.data.workers import (
+    FEWER,
+    PREFETCH,
+    NoRoom,
+    ReadAhead,
+    check_shared,
+    death,
+    own_child_signals,
+)
+from qat.errors import DataError, QatError
+
+log = logging.getLogger("qat")
 
 
 def as_is(batch: Any) -> Any:
@@ -32,28 +44,88 @@ class SourceLoader(DataLoader[Batch]):
     """
 
     def __init__(self, source: Source, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
-        self.order = sampler
+        self.order, self.source = sampler, source
+        self._has_warned = False
         super().__init__(
-            source,
+            ReadAhead(source) if num_workers else source,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=as_is,
             persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCH if num_workers else None,
             pin_memory=torch.cuda.is_available() and not source.is_on_device,
             generator=torch.Generator(),
         )
 
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yield the batches.
+
+        Raises:
+            DataError: If workers cannot be started, or one dies.
+            QatError: What a data set raises in a worker.
+        """
+        batches = self._batches()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if (ours := self._explained(error)) is None:
+                    raise
+                raise ours from error
+            if isinstance(batch, QatError):
+                raise batch
+            yield self._read(batch) if isinstance(batch, NoRoom) else batch
+
+    def _read(self, batch: NoRoom) -> Batch:
+        """Read a batch here: the same numbers, from the same source."""
+        if not self._has_warned:
+            log.warning("%s", batch)
+        self._has_warned = True
+        return self.source.__getitems__(batch.pairs)
+
+    def _batches(self) -> Iterator[Any]:
+        with own_child_signals():
+            batches = super().__iter__()
+        yield from batches
+
+    def _explained(self, error: Exception) -> DataError | None:
+        """Return an error of the loader itself as ours, where workers are the reason."""
+        if not self.num_workers:
+            return None
+        reading: Any = self._iterator
+        if reading is None:
+            return DataError(
+                f"expected to start {self.num_workers} worker processes, got "
+                f"{type(error).__name__} ({error}): {FEWER}."
+            )
+        if (died := death(reading._workers)) is not None:
+            reading._shutdown_workers()
+            self._iterator = None  # another iteration starts new ones
+        return died
+
 
 class ResumableLoader(SourceLoader):
-    """A training loader whose state is the epoch and the number of batches delivered in it."""
+    """A training loader whose state is the epoch and the number of batches delivered in it.
+
+    Args:
+        source: The data set.
+        sampler: The order.
+        num_workers: Processes that read ahead; 0 reads in this process.
+
+    Raises:
+        DataError: If what the workers read ahead does not fit into shared memory.
+    """
 
     def __init__(self, source: Source, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
+        check_shared(source, sampler.batch_size, len(sampler), num_workers)
         super().__init__(source, sampler, num_workers)
         self._epoch = 0
         self._delivered = 0
         self._resuming = False
 
-    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the sampler's epoch; after a resume, those not delivered yet."""
         self._begin()
         for batch in super().__iter__():

@@ -9,13 +9,17 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from qat.data.arguments import check_number, check_whole
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import generator
 from qat.data.tensors import TensorSource
-from qat.errors import ConfigError
+from qat.errors import DataError
+from qat.memory import check_fits
 
 TEST_FRACTION = 0.2
+COPIES = 3  # centres, noise and their sum
 CANDIDATES = 2000
+MOST_DISTANCE = 1e6  # float32 features keep a cluster's width
 
 
 class TabularData(DataModule):
@@ -41,19 +45,28 @@ class TabularData(DataModule):
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(**loading)
-        if num_samples < 10 or num_features < 1 or num_classes < 2:
-            raise ConfigError(
-                f"expected at least 10 samples, 1 feature and 2 classes, got {num_samples}, "
-                f"{num_features} and {num_classes}; raise data.num_samples, data.num_features or "
-                f"data.num_classes."
-            )
+        check_whole("num_samples", num_samples, 10)
+        check_whole("num_features", num_features, 1)
+        check_whole("num_classes", num_classes, 2, min(CANDIDATES, num_samples))
+        check_number("distance", distance, 0, MOST_DISTANCE)
         self.num_samples = num_samples
         self.num_features = num_features
         self.num_clusters = num_classes
         self.distance = distance
 
     def load(self) -> Loaded:
-        """Draw the clusters from the seed."""
+        """Draw the clusters from the seed.
+
+        Raises:
+            DataError: If the table does not fit into memory.
+        """
+        rows = max(COPIES * self.num_samples, 2 * CANDIDATES)
+        check_fits(
+            rows * self.num_features * 4,
+            f"a table of {self.num_samples} samples with {self.num_features} features",
+            "lower data.num_samples or data.num_features",
+            DataError,
+        )
         random = generator("tabular", self.seed)
         centres = self.distance * directions(self.num_clusters, self.num_features, random)
         y = torch.randint(self.num_clusters, (self.num_samples,), generator=random)

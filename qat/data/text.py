@@ -14,9 +14,12 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from qat.data.arguments import check_text, check_whole
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import Batch, Pair, Source, generator
-from qat.errors import ConfigError, DataError
+from qat.errors import ConfigError, DataError, printable
+from qat.files import kind
+from qat.memory import check_fits
 
 BYTES = 256
 TEST_EVERY = 10
@@ -103,7 +106,7 @@ class TextData(DataModule):
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
-        ConfigError: If a number is too small.
+        ConfigError: If a number is too small, or a text is none.
     """
 
     def __init__(
@@ -116,11 +119,12 @@ class TextData(DataModule):
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(**loading)
-        if min(context, num_train - 1, num_test) < 1:
-            raise ConfigError(
-                f"expected data.context and data.num_test to be at least 1 and data.num_train at "
-                f"least 2, got {context}, {num_test} and {num_train}: raise them."
-            )
+        check_whole("context", context, 1)
+        check_whole("num_train", num_train, 2)
+        check_whole("num_test", num_test, 1)
+        check_text("pattern", pattern)
+        if root is not None:
+            check_text("root", root)
         self.root, self.pattern = root, pattern
         self.context, self.num_train, self.num_test = context, num_train, num_test
 
@@ -128,7 +132,9 @@ class TextData(DataModule):
         """Read the files.
 
         Raises:
-            DataError: If there are fewer than two, or too little text in them.
+            ConfigError: If the pattern is no glob below the folder.
+            DataError: If there are fewer than two, one cannot be read, or too little text is in
+                them.
         """
         files = find_files(self.root, self.pattern)
         tested = files[::TEST_EVERY]
@@ -151,25 +157,60 @@ def find_files(root: str | Path | None, pattern: str) -> list[Path]:
         pattern: Which files below it, as a glob.
 
     Raises:
-        DataError: If there are fewer than two.
+        ConfigError: If the pattern is no glob below the folder.
+        DataError: If there are fewer than two, or one is a pipe, a socket or a device.
     """
     folder = Path(sysconfig.get_path("stdlib") if root is None else root)
     left_out = LEFT_OUT if root is None else set[str]()
     files = sorted(
         path
-        for path in folder.glob(pattern)
-        if path.is_file() and not left_out & set(path.relative_to(folder).parts)
+        for path in _glob(folder, pattern)
+        if is_text_file(path) and not left_out & set(path.relative_to(folder).parts)
     )
     if len(files) < 2:
         raise DataError(
-            f"expected two files or more like '{pattern}' in '{folder}', one of them for the test, "
-            f"got {len(files)}: correct data.root or data.pattern."
+            f"expected two files or more like '{pattern}' in '{printable(folder)}', one of them "
+            f"for the test, got {len(files)}: correct data.root or data.pattern."
         )
     return files
 
 
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise ConfigError(
+            f"expected data.pattern to be a glob below data.root such as '**/*.txt', got "
+            f"'{printable(pattern)}' ({printable(error)}): correct it."
+        ) from error
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a path is to be read: folders are passed over, and links that lead nowhere.
+
+    Raises:
+        DataError: If it is a pipe, a socket or a device, or cannot be looked up.
+    """
+    if (what := kind(path)) in ("a folder", "nothing"):
+        return False
+    if what != "a file":
+        raise DataError(
+            f"expected a file at '{printable(path)}', got: {what}; remove it, or narrow "
+            "data.pattern so that it is left out."
+        )
+    return True
+
+
 def _read(files: Sequence[Path]) -> Tensor:
-    content = b"".join(path.read_bytes() for path in files)
+    try:
+        size = sum(path.stat().st_size for path in files)
+        check_fits(2 * size, "the text", "narrow data.pattern", DataError)  # parts and whole
+        content = b"".join(path.read_bytes() for path in files)
+    except OSError as error:
+        raise DataError(
+            f"expected a text file that can be read, got {error.strerror} at "
+            f"'{printable(error.filename)}': correct its rights, remove it, or narrow data.pattern."
+        ) from error
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0)
 
 

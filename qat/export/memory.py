@@ -6,9 +6,7 @@ The graph runs once on tensors without content; what lives at the same time is a
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,39 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qat.errors import ExportError
 from qat.export.calls import CheckedCalls
 from qat.export.quiet import quiet
+from qat.memory import available
 
-UNKNOWN = 8 * 2**30
-"""Bytes to reckon with where the system does not say how many are free."""
 _TIMES = 4
 """Sums of integers are kept in float64, beside the codes that they are made of."""
-_GROUP = Path("/sys/fs/cgroup")
-
-
-def free_memory() -> int:
-    """Return how many bytes this process may still take, as far as the system says."""
-    limits = [_free_in_group(), _free_in_machine()]
-    return min((limit for limit in limits if limit is not None), default=UNKNOWN)
-
-
-def _free_in_group() -> int | None:
-    try:
-        limit = (_GROUP / "memory.max").read_text(encoding="ascii")
-        return int(limit) - int((_GROUP / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
-
-
-def _free_in_machine() -> int | None:
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        facts = dict(line.split(":", 1) for line in text.splitlines())
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 class MemoryRun(CheckedCalls):
@@ -123,6 +92,6 @@ def check_memory(
     Raises:
         ExportError: If it would take more memory than is free, or how much depends on values.
     """
-    run = MemoryRun(model, graph, modules, constants, free_memory())
+    run = MemoryRun(model, graph, modules, constants, available())
     with quiet(logging.ERROR), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         run.run(*(mode.from_tensor(x) for x in inputs))

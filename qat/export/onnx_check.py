@@ -16,7 +16,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helpe
 from onnx.external_data_helper import load_external_data_for_model
 
 from qat.errors import ExportError
-from qat.export.memory import free_memory
+from qat.memory import available
 
 _DOMAINS = ("", "ai.onnx")
 _EXTERNAL = TensorProto.EXTERNAL
@@ -130,5 +130,5 @@ def _check_memory(model: ModelProto) -> None:
     for value in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]:
         sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
         wanted += 4 * math.prod(size for size in sizes if size > 0)  # a batch of one
-    if wanted > free_memory():
+    if wanted > available():
         raise ExportError(f"tensors of {wanted / 2**30:,.1f} GiB, more than is free")

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
-from qat.errors import ExportError, shown
+from qat.errors import ExportError, reason
 from qat.export.checksum import BLANK, FORMAT, FORMAT_KEY, KEY, check_filled, fill_checksum
 from qat.export.onnx_check import check_model, take_in_data
 from qat.files import write_bytes
@@ -58,11 +58,11 @@ def read_onnx(path: str | Path) -> tuple[bytes, ModelProto]:
         check_model(model)
     except ExportError as error:
         raise ExportError(
-            f"expected an ONNX model as qat writes it in '{path}', got {shown(error)}: "
+            f"expected an ONNX model as qat writes it in '{path}', got {reason(error)}: "
             "export it again, or get it again from where it came."
         ) from error
     except (DecodeError, ValueError) as error:
-        raise refused(path, "onnxruntime", shown(error)) from error
+        raise refused(path, "onnxruntime", reason(error)) from error
     return content, model
 
 

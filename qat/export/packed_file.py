@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qat.errors import ExportError, shown
+from qat.errors import ExportError, reason
 from qat.export.checksum import FORMAT, FORMAT_KEY, KEY, changed, hash_tensors
 
 log = logging.getLogger("qat")
@@ -142,6 +142,6 @@ def damage_named(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise ExportError(
-            f"expected a packed model at '{path}', got {shown(error)}: "
+            f"expected a packed model at '{path}', got {reason(error)}: "
             "check the path, or export it again."
         ) from error

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from qat.errors import ExportError, shown
+from qat.errors import ExportError, reason
 from qat.export.onnx_file import decode_metadata, read_onnx, refused
 from qat.export.sums import cuts_off_sums
 
@@ -62,7 +62,7 @@ class OnnxModel:
             options = [_options(optimise, threads, exact_sums=exact) for exact in tries]
             self.session = _open(content, options, providers)
         except Exception as error:
-            raise refused(path, "onnxruntime", shown(error)) from error
+            raise refused(path, "onnxruntime", reason(error)) from error
         self.outputs = [self.session.get_outputs()[0].name, *outputs]
 
     def run(self, x: Tensor) -> dict[str, np.ndarray]:
@@ -77,7 +77,7 @@ class OnnxModel:
         except Exception as error:  # onnxruntime's own classes, and what a graph makes of shapes
             raise ExportError(
                 f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, "
-                f"got {shown(error)}: give it inputs as it was exported for, or export it again."
+                f"got {reason(error)}: give it inputs as it was exported for, or export it again."
             ) from error
         return dict(zip(self.outputs, map(np.asarray, values), strict=True))
 

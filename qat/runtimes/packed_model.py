@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.errors import ExportError, shown
+from qat.errors import ExportError, reason
 from qat.export.allowed import DTYPES
 from qat.export.calls import CheckedCalls
-from qat.export.memory import free_memory
 from qat.export.packed import FORMS, load_model
 from qat.export.packed_graph import PackedGraph, to_graph_module
+from qat.memory import available
 from qat.reference.run import IntegerRun
 
 
@@ -61,7 +61,7 @@ class PackedModel(nn.Module):
             self.packed.check_unchanged()
             _check_tensors(logits)
         except Exception as error:  # a graph of a file raises whatever torch raises
-            raise self._refused(x, shown(error)) from error
+            raise self._refused(x, reason(error)) from error
         return logits
 
     def _refused(self, x: Tensor, reason: str) -> ExportError:
@@ -96,7 +96,7 @@ class PackedModel(nn.Module):
             ExportError: If it would not fit in memory.
         """
         dtype = DTYPES[self.header["input"]["dtype"]]
-        if math.prod(self.input_shape) * dtype.itemsize > free_memory():
+        if math.prod(self.input_shape) * dtype.itemsize > available():
             raise ExportError(
                 f"expected an input of '{self.path}' that fits in memory, got {self.input_shape}: "
                 "export it again."

@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "negative": (
         {"y_train": np.arange(20) % 10 - (np.arange(20) == 0)},
         {},
-        r"y_train .* found -1",
+        r"y_train .* from -1 to 9",
     ),
     "names": ({"class_names": np.array(["a", "b"])}, {}, r"labels 0 to 1 in y_train .* found 2 \("),
     "nan": (
@@ -105,12 +105,52 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"for data\.augment=crop_flip, but x_train .* \(2,\); set data\.augment=none",
     ),
-    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values .* got \[0\.5\]"),
-    "std": ({}, {"std": (1, 0, 1)}, r"data\.std to have 3 values \(std above 0\).*\[1, 0, 1\]"),
+    "gap": (
+        {"y_train": np.array([*range(9), 500] * 2), "y_test": np.array([*range(9), 500])},
+        {},
+        r"numbered 0, 1, .* highest label is 500 with 20 samples",
+    ),
+    "huge": (
+        {"y_train": np.full(20, 2**62)},
+        {},
+        r"labels from 0 in y_train .* 4611686018427387904",
+    ),
+    "one class": (
+        {"y_train": np.zeros(20, int), "y_test": np.zeros(10, int)},
+        {},
+        r"2 or more classes.* got 1 classes",
+    ),
+    "no channels": (
+        {"x_train": np.zeros((20, 8, 8, 0), np.uint8), "x_test": np.zeros((10, 8, 8, 0), np.uint8)},
+        {},
+        r"inputs that are not empty.* shape \(0, 8, 8\)",
+    ),
+    "channels first": (
+        {"x_train": np.zeros((20, 3, 8, 8), np.uint8)},
+        {},
+        r"channels last, but .* \(20, 3, 8, 8\); turn it",
+    ),
+    "too large": (
+        {"x_train": np.full((20, 2), 1e300), "x_test": np.zeros((10, 2))},
+        {"augment": "none"},
+        r"finite values in x_train of .* 40 of 40",
+    ),
+    "name twice": ({"class_names": np.array(["a"] * 10)}, {}, r"names that differ, got 'a' twice"),
+    "name prints": (
+        {"class_names": np.array(["\x1b[31m", *"abcdefghi"])},
+        {},
+        r"characters that print, got '\\x1b\[31m'",
+    ),
+    "names objects": (
+        {"class_names": np.array([None] * 10)},
+        {},
+        r"plain numbers in class_names .* Python objects",
+    ),
+    "mean": ({}, {"mean": (0.5,)}, r"data\.mean to have 3 values.* got \[0\.5\]"),
     "object": (
         {"x_train": np.array([None, "a"])},
         {},
-        r"plain arrays in .* cannot be read as \.npz",
+        r"plain numbers in x_train of .* Python objects, which could run any code",
     ),
 }
 
@@ -123,9 +163,32 @@ def test_malformed_arrays(
         make(tmp_path, content(**changes), **kwargs)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, ">f4", ">f8"])
+def test_every_kind_of_float_passes(tmp_path: Path, dtype: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype(dtype)
+    data = make(tmp_path, content(x_train=x[:20], x_test=x[20:]), augment="none")
+    seen = next(iter(data.test_dataloader()))[0]
+    assert torch.equal(seen, torch.tensor(x[20:].astype(np.float32)))
+
+
+def test_names_as_bytes_and_numbers(tmp_path: Path) -> None:
+    names = np.array([f"é{i}".encode() for i in range(10)])
+    assert make(tmp_path, content(class_names=names)).class_names == [f"é{i}" for i in range(10)]
+    assert make(tmp_path, content(class_names=np.arange(10))).class_names[9] == "9"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"path": 5}, {"path": ""}, {"mean": 0.5}, {"mean": [float("nan")]}, {"std": [1, 0, 1]}],
+)
+def test_values_of_another_kind(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(wrong))} to be .* got"):
+        ArraysData(**{"path": "a.npz", **wrong})
+
+
 def test_malformed_files(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    with pytest.raises(DataError, match=r"an \.npz file at .*a\.npz, but there is none"):
+    with pytest.raises(DataError, match=r"an \.npz file at .*a\.npz, got: nothing"):
         ArraysData(path).setup()
     np.savez_compressed(path, **content())
     half = path.read_bytes()[:500]

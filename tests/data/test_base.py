@@ -184,9 +184,16 @@ def test_fewer_samples_than_a_batch() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0}, r"data\.batch_size to be at least 1, got 0"),
+        ({"batch_size": 0}, r"data\.batch_size .* at least 1, got 0"),
         ({"val_fraction": 1.0}, r"data\.val_fraction to be at least 0 and below 1, got 1\.0"),
         ({"val_fraction": -0.1}, r"data\.val_fraction .* got -0\.1"),
+        ({"val_fraction": float("nan")}, r"data\.val_fraction .* got nan"),
+        ({"batch_size": 16.5}, r"data\.batch_size to be a whole number .* got 16\.5"),
+        ({"batch_size": True}, r"data\.batch_size .* got True"),
+        ({"num_workers": -1}, r"data\.num_workers .* at least 0 .* got -1"),
+        ({"num_workers": 1000}, r"data\.num_workers .* at most 256, got 1000"),
+        ({"device": "meta"}, r"data\.device .* got 'meta'"),
+        ({"device": 5}, r"data\.device .* got 5"),
     ],
 )
 def test_arguments_out_of_range(kwargs: dict[str, Any], message: str) -> None:

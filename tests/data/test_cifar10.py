@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -50,10 +51,25 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr(cifar, "download_and_extract_archive", fail)
-    message = r"CIFAR-10 in .* got URLError .*no route to host.*use data=arrays"
+    message = r"CIFAR-10 in .* and URLError .*no route to host.*use data=arrays"
     with pytest.raises(DataError, match=message):
         Cifar10Data(tmp_path).prepare_data()
     with pytest.raises(DataError, match=message):
+        Cifar10Data(tmp_path).setup()
+
+
+def test_another_pickle_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_batches(tmp_path, monkeypatch)
+    monkeypatch.setattr(cifar, "download_and_extract_archive", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    batch = tmp_path / CIFAR10.base_folder / "data_batch_2"
+    batch.write_bytes(b"cos\nsystem\n(S'touch code-was-run'\ntR.")
+    with pytest.raises(DataError, match=r"CIFAR-10 in .*missing or damaged"):
+        Cifar10Data(tmp_path).setup()
+    assert not (tmp_path / "code-was-run").exists()
+    batch.unlink()
+    os.mkfifo(batch)
+    with pytest.raises(DataError, match=r"data_batch_2, got: a pipe; remove it"):
         Cifar10Data(tmp_path).setup()
 
 

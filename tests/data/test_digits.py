@@ -3,7 +3,7 @@ import torch
 
 from qat.data import DigitsData
 from qat.data.digits import read_digits
-from qat.errors import ConfigError
+from qat.errors import ConfigError, DataError
 
 
 def test_split_and_normalisation() -> None:
@@ -29,8 +29,13 @@ def test_enlarged_and_repeated() -> None:
     assert read_digits(8, 1)[0].unique().numel() == 17
 
 
+def test_images_larger_than_memory() -> None:
+    with pytest.raises(DataError, match=r"1797 digits of 3 x 100000 x 100000 .*lower data\.size"):
+        DigitsData(size=10**5).setup()
+
+
 def test_arguments_out_of_range() -> None:
-    with pytest.raises(ConfigError, match=r"data\.size and data\.channels .* got 8 and 0"):
+    with pytest.raises(ConfigError, match=r"data\.channels .* at least 1, got 0"):
         DigitsData(channels=0)
     with pytest.raises(ConfigError, match="got 'rotate'"):
         DigitsData(augment="rotate")

@@ -1,10 +1,15 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchvision.datasets import ImageFolder
 
 from qat.data import FolderData
+from qat.data.listing import list_folder
 from qat.errors import ConfigError, DataError
 
 
@@ -61,6 +66,65 @@ def test_unreadable_image(root: Path, num_workers: int, content: bytes | None) -
         reading._shutdown_workers()  # Now; garbage collection would wait for five seconds.
 
 
+WRONG = {
+    "pipe": (lambda f: os.mkfifo(f / "a.jpg"), r"image file at '.*a\.jpg', got: a pipe; remove it"),
+    "dead link": (lambda f: (f / "a.png").symlink_to("no"), r"'.*a\.png', got: nothing"),
+    "own link": (lambda f: (f / "a.png").symlink_to("a.png"), r"'.*a\.png', got: Too many levels"),
+    "circle": (lambda f: (f / "loop").symlink_to(".."), r"each folder of images once, got '.*loop"),
+    "newline": (lambda f: f.rename(f.with_name("r\nd")), r"characters that print, got 'r\\nd'"),
+    "surrogate": (lambda f: f.rename(f.with_name("r\udcff")), r"print, got 'r\\udcff'"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_image_is_named_before_anything_is_opened(
+    root: Path, change: Callable[[Path], object], message: str
+) -> None:
+    for part in ("train", "val"):
+        change(root / part / "red")
+    with pytest.raises(DataError, match=message):
+        FolderData(root, size=8).setup()
+
+
+def test_order_is_that_of_torchvision(root: Path) -> None:
+    (root / "train" / "red" / "b" / "c").mkdir(parents=True)
+    for name in ("red/b/c/1.png", "red/b/2.JPG", "red/b-3.png", "blue/B.png", "blue/notes.txt"):
+        (root / "train" / name).touch()
+    (root / "train" / "red" / "b").rename(root / "train" / "red" / "B")
+    expected = ImageFolder(str(root / "train"))
+    assert list_folder(root / "train") == (expected.classes, expected.samples)
+
+
+def test_hidden_folders_are_no_classes(root: Path) -> None:
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    data = FolderData(root, size=8)
+    data.setup()
+    assert data.class_names == ["blue", "red"]
+
+
+def test_images_that_would_be_read_wrongly_or_take_all_memory(root: Path) -> None:
+    path = root / "val" / "red" / "2.jpg"
+    deep = Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16))
+    for image, kind, message in (
+        (deep, "PNG", r"8 bits a channel .* got mode I;16"),
+        (Image.new("F", (9, 9)), "TIFF", r"8 bits a channel .* got mode F"),
+        (Image.new("1", (3_000_000, 1)), "PNG", r"less narrow than 3000000 x 1 pixels at .*2\.jpg"),
+    ):
+        image.save(path, kind)
+        with pytest.raises(DataError, match=message):
+            list(FolderData(root, size=8).test_dataloader())
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # these have 600
+    with pytest.raises(DataError, match=r"readable image at .*0\.jpg.*decompression bomb"):
+        list(FolderData(root, size=8).test_dataloader())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # a warning, which is nobody's business
+    assert len(list(FolderData(root, size=8).test_dataloader())) == 1
+
+
 def test_size_out_of_range(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.size to be at least 1 pixel, got 0"):
+    with pytest.raises(ConfigError, match=r"data\.size .* at least 1, got 0"):
         FolderData(root, size=0)

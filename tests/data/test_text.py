@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,5 +99,31 @@ def test_too_little_text(size: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"context": 0}, {"num_train": 1}, {"num_test": 0}])
 def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.context"):
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(wrong))} "):
         TextData(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (os.mkfifo, r"a file at '.*9\.txt', got: a pipe; remove it"),
+        (lambda path: path.symlink_to("/dev/zero"), r"got: a device"),
+        (lambda path: path.symlink_to("9.txt"), r"got: Too many levels"),
+        (
+            lambda path: [path.touch(), os.truncate(path, 2**42)],
+            r"the text to fit .* 8796\.1 GB",
+        ),
+    ],
+)
+def test_files_that_would_never_end(tmp_path: Path, change: Any, message: str) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_bytes(b"some words\n" * 20)
+    change(tmp_path / "9.txt")
+    with pytest.raises(DataError, match=message):
+        TextData(tmp_path, "*.txt", context=8).setup()
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "***"])
+def test_pattern_that_is_none(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.pattern to be a glob below data\.root"):
+        TextData(tmp_path, pattern).setup()

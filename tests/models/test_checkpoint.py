@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from qat.errors import CheckpointError
 from qat.graph.insert import prepare
 from qat.models import build, load_checkpoint, read_state_dict
 from qat.spec import Rule, Scheme
+from tests.campaigns.start_weights import WEIGHT, files, good
 
 FORM = {"bits": 8, "quantizer": "lsq", "observer": "min_max"}
 
@@ -114,7 +116,7 @@ def test_other_architecture_lists_all_kinds_of_misfit(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"a checkpoint file at .*no\.pt, but there is none"):
+    with pytest.raises(CheckpointError, match=r"a checkpoint file at .*no\.pt, got: nothing"):
         read_state_dict(tmp_path / "no.pt")
 
 
@@ -138,7 +140,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, new_format: bool) -> None:
     victim = tmp_path / "pwned"
     content = {"state_dict": make().state_dict(), "extra": Payload(victim)}
     torch.save(content, path := tmp_path / "model.pt", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(CheckpointError, match=r"contains Python code, .*save just its state_dict"):
+    with pytest.raises(CheckpointError, match=r"contains Python code .*state_dict alone"):
         read_state_dict(path)
     assert not victim.exists()
     torch.load(path, weights_only=False)  # The payload does work where nobody takes care.
@@ -178,3 +180,104 @@ def test_checkpoint_of_a_quantized_training_brings_its_float_weights(tmp_path: P
     expected = float_model.state_dict()
     expected["conv1.weight"][0] = 0
     assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())
+
+
+KINDS = [
+    "code",
+    "a class",
+    "whole module",
+    "NumPy arrays",
+    "2**40 bytes",
+    "pickle: calls a function",
+    "pickle: builds bytes",
+    "archive: bomb",
+    "archive: sizes lie",
+    "safetensors header: offsets overlap",
+    "safetensors header: huge shape",
+    "TorchScript as .pt",
+    "tar as .pt",
+    "zeros as .pt",
+    "LFS pointer as .pt",
+    "npz as .pt",
+    "pipe",
+    "pipe as .safetensors",
+    "device",
+    "link to itself",
+    "name with NUL",
+    "NaN",
+    "too large for float32",
+    "negative variance",
+    "int8 weight",
+    "complex weight",
+    "sparse weight",
+    "quantized weight",
+    "meta weight",
+    "nested tensor",
+    "huge view of one number",
+    "huge mask",
+    "nested 300 times",
+    "a circle",
+    "keys are tensors",
+    "key with escapes",
+    "optimizer only",
+    "number for a tensor",
+]
+
+
+@pytest.fixture(scope="module")
+def hostile() -> dict[str, tuple[str, Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the formats that are written
+        return files()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_refused_says_why_and_never_how_to_load_it_all_the_same(
+    hostile: dict[str, tuple[str, Any]], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, path = make(), hostile[kind][1](tmp_path)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(model, path)
+    message = str(caught.value)
+    assert message.startswith("expected")
+    assert message.isprintable()
+    assert path.name[:5] in message or kind == "name with NUL"
+    assert not any(word in message for word in ("weights_only", "safe_globals", "disk"))
+    assert not (tmp_path / "code-was-run").exists()
+    assert equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "kind", ["requires grad", "half", "bfloat16", "double", "expanded bias", "shadowed methods"]
+)
+def test_every_dense_float_is_taken(
+    hostile: dict[str, tuple[str, Any]], kind: str, tmp_path: Path
+) -> None:
+    load_checkpoint(model := make(), hostile[kind][1](tmp_path))
+    weight, expected = model.state_dict()[WEIGHT], good()[WEIGHT]
+    torch.testing.assert_close(weight, expected, atol=2e-3, rtol=1e-2)
+    assert weight.dtype == torch.float32
+
+
+def test_a_flipped_bit_of_an_archive_is_noticed(tmp_path: Path) -> None:
+    torch.save(make().state_dict(), path := tmp_path / "model.pt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # inside a tensor
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Bad CRC-32"):
+        load_checkpoint(make(), path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(make().state_dict(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_checkpoint(make(), path)  # has no checksums
+
+
+def test_safetensors_are_known_by_their_content(tmp_path: Path) -> None:
+    source, target = make(), make()
+    save_file(source.state_dict(), path := tmp_path / "model.ckpt")
+    load_checkpoint(target, path)
+    assert equal(target.state_dict(), source.state_dict())

@@ -398,7 +398,7 @@ def test_a_batch_that_would_not_fit_is_refused_before_it_runs(tmp_path, monkeypa
     path = tmp_path / "m.safetensors"
     convert_and_save(model, x, path)
     loaded = PackedModel(path)
-    monkeypatch.setattr("qat.export.memory.free_memory", lambda: 10**6)
+    monkeypatch.setattr("qat.export.memory.available", lambda: 10**6)
     assert loaded(x[:1]).shape == (1, 5)
     with pytest.raises(ExportError, match="GiB at"):
         loaded(x.repeat(50, 1, 1, 1))
