@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.terminal import show, terminal
+
 EPILOG = """
 examples:
   python scripts/lower.py runs/resnet_w8a8/TIME
@@ -50,7 +52,7 @@ def lower(arguments: argparse.Namespace) -> int:
     example = torch.zeros(1, *form["shape"], dtype=getattr(torch, form["dtype"]))
     layers = [m for m in model.modules() if isinstance(m, IntegerLayer)]
     found = export_executorch(model.graph_module, example, target, metadata=model.metadata)
-    print(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")
+    show(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")
     return 0
 
 
@@ -63,4 +65,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())
