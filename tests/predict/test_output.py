@@ -7,13 +7,16 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from qat.errors import ConfigError, DataError, QatError
+from qat.predict.inputs import Inputs
 from qat.predict.output import open_output
+from qat.predict.ownership import state_path, unreadable_path
 from qat.predict.parquet import PART_ROWS, ParquetWriter
 from qat.predict.predictor import Prediction
-from qat.predict.state import state_path, unreadable_path
+from qat.predict.reader import Reader
 
 OPTIONS = {"top": 2, "batch": 3, "crop": False}
 TEXT = ("csv", "json", "jsonl")
@@ -36,10 +39,11 @@ def opened(tmp_path):
     """Open an output of a format for one model and one input."""
     model, source = tmp_path / "model.onnx", tmp_path / "x.npy"
     model.write_text("model")
-    source.write_text("x")
+    np.save(source, np.zeros((12, 1), np.float32))
 
     def open_it(kind, name="out", options=OPTIONS, **how):
-        return open_output(kind, tmp_path / name, model, [source], options, **how)
+        inputs = Inputs([source], Reader((1,), None, None))
+        return open_output(kind, tmp_path / name, model, inputs, options, **how)
 
     return open_it
 
@@ -141,7 +145,7 @@ def test_nothing_is_replaced_unasked(opened, tmp_path):
     for name in ("x.npy", "model.onnx"):
         with pytest.raises(ConfigError, match="that is no input"):
             opened("csv", name, force=True)
-    assert (tmp_path / "x.npy").read_text() == "x"
+    assert len(np.load(tmp_path / "x.npy")) == 12
 
 
 @pytest.mark.parametrize("key", OPTIONS)
@@ -221,7 +225,7 @@ def test_a_kill_loses_the_part_in_progress(after, in_progress, pyarrow, opened, 
     stop(opened("parquet"), after)
     parts = after // 2
     if in_progress:
-        (tmp_path / "out" / f".part-{parts:06}.parquet").write_text("half a part")
+        (tmp_path / "out" / f".part-{parts:06}.parquet.part").write_text("half a part")
         shutil.copy(
             tmp_path / "whole/part-000000.parquet", tmp_path / f"out/part-{parts:06}.parquet"
         )
