@@ -71,7 +71,7 @@ class Batches(Dataset[Batch]):
         self.inputs, self.size = inputs, size
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.size)
+        return (len(self.inputs) + self.size - 1) // self.size
 
     def __getitem__(self, number: int) -> Batch:
         """Read one batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -62,25 +63,28 @@ class FileOutput(Output):
         make: What opens it, given the size to keep.
         request: What it is made of.
         place: Where to go on.
+        left_out: What was left out before.
 
     Raises:
         DataError: If less is there than ``place`` says, or it cannot be written.
     """
 
     def __init__(
-        self, path: Path, make: Callable[[int], Writer], request: Request, place: Place
+        self,
+        path: Path,
+        make: Callable[[int], Writer],
+        request: Request,
+        place: Place,
+        left_out: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__()
         self.path, self.request, self.place = path, request, place
+        self.left_out = [*left_out]
         if not place.finished:
             with self._writing():
                 save(path, request, place)  # first: there is never an output without a state
                 self._writer = make(place.size)
                 self._list = TableWriter(unreadable_path(path), UNREADABLE, place.unreadable)
-                self._list.flush()
-        with unreadable_path(path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-        self.left_out = [(as_it_was(name), as_it_was(reason)) for name, reason in rows]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -164,10 +168,17 @@ def open_output(
     request = Request(hash_file(model), fingerprint(inputs.files), {"format": kind, **options})
     place = begin(path, request, resume=resume, force=force)
     check_place(place, path, len(inputs), options["batch"])
+    left_out = _read_list(unreadable_path(path), place.unreadable)
+    done = min(place.batches * options["batch"], len(inputs))
+    if place.predicted + len(left_out) != done:
+        raise edited(path, f"says {place.predicted} of {done} were predicted")
     rows = options["batch"] * options["top"]
     make = WRITERS.get(kind, partial(ParquetWriter, rows=rows))
-    output = FileOutput(path, partial(make, path), request, place)
-    done = min(place.batches * options["batch"], len(inputs))
-    if place.predicted + len(output.left_out) != done:
-        raise edited(path, f"says {place.predicted} of {done} were predicted")
-    return output
+    return FileOutput(path, partial(make, path), request, place, left_out)
+
+
+def _read_list(path: Path, size: int) -> list[tuple[str, str]]:
+    """Return names and reasons in the first bytes of a list, whose hash was checked before."""
+    text = path.read_bytes()[:size].decode("utf-8") if size else ""
+    rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    return [(as_it_was(name), as_it_was(reason)) for name, reason in rows]

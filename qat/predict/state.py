@@ -141,11 +141,11 @@ def check_same(old: Request, new: Request, path: Path) -> None:
     """
     before, now = _flat(old), _flat(new)
     for key in {**now, **before}:
-        if before.get(key) != now.get(key):
+        was, wanted = before.get(key), now.get(key)
+        if was != wanted or type(was) is not type(wanted):
             raise ConfigError(
-                f"expected to resume '{path}' with the same {key}, which was "
-                f"{before.get(key, 'none')} and is {now.get(key, 'none')}: repeat the first "
-                "command, or start again with --force."
+                f"expected to resume '{path}' with the same {key}, which was {str(was)[:40]} and "
+                f"is {wanted}: repeat the first command, or start again with --force."
             )
 
 
@@ -169,10 +169,9 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _flat(request: Request) -> dict[str, str]:
+def _flat(request: Request) -> dict[str, Any]:
     hashes = {"model file": request.model, "inputs (names, sizes, times)": request.inputs}
-    options = {key: f"{value}"[:40] for key, value in request.options.items()}
-    return {key: value[:12] for key, value in hashes.items()} | options
+    return {key: value[:12] for key, value in hashes.items()} | request.options
 
 
 def hash_file(path: Path) -> str:
