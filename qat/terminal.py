@@ -95,6 +95,7 @@ def _prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.setLogRecordFactory(PlainRecord)
+    logging.raiseExceptions = False  # a line that nobody can read stops nothing, and is no news
 
 
 def _nowhere() -> TextIO:

@@ -7,6 +7,7 @@ from workers through pipes, not through shared memory, of which containers often
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from qat.data.loader import as_is
 from qat.errors import ConfigError, DataError
 from qat.predict.inputs import Inputs
 
+log = logging.getLogger("qat")
 FEW_IMAGES = 256  # starting processes takes longer than decoding these
 MOST_WORKERS = 8
 """That are started unasked."""
@@ -122,7 +124,7 @@ def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -
     wanted = choose_workers(batches.inputs.images) if workers is None else workers
     order = range(start, len(batches))
     count = min(wanted, len(order))
-    if not count:
+    if not count or not _can_start(count):
         yield from map(batches.__getitem__, order)
         return
     loader = DataLoader(
@@ -137,6 +139,19 @@ def read_batches(batches: Batches, workers: int | None = None, start: int = 0) -
     stream = _start(loader)
     while (batch := _next(stream, count)) is not None:
         yield batch
+
+
+def _can_start(count: int) -> bool:
+    """Return whether the system has locks for so many workers, and say so if not.
+
+    They lie in shared memory; without, torch would fail half-way and complain about itself.
+    """
+    try:
+        _ = [multiprocessing.Lock() for _ in range(8 + 4 * count)]
+    except OSError as error:
+        log.warning("inputs are read without worker processes, which need /dev/shm: %s", error)
+        return False
+    return True
 
 
 def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
