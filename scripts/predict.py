@@ -34,7 +34,9 @@ needed, so memory stays constant; only what an .npz stores column by column is u
 
 Beside an output FILE, FILE.unreadable.csv lists what was left out, and FILE.state.json says how far
 it has come and for which model, inputs and options: --resume only goes on with the same, and ends
-with the bytes of a run that was never stopped. A new FILE is begun by either.
+with the bytes of a run that was never stopped. A new FILE is begun by either. --force replaces only
+files of its own, known by that state; inputs, devices and files of others stay. What was edited
+since is not gone on with. In a .csv, names that a spreadsheet would compute (= + - @) begin with '.
 
 examples:
   python scripts/predict.py runs/resnet_w4a8/TIME/model.onnx digit.png photos/ --top 3

@@ -59,6 +59,8 @@ def make_model(path, facts=FACTS, shape=SHAPE, outputs=1, inputs=1, scale=1.0, k
 def load_predict():
     """Import scripts/predict.py."""
     spec = importlib.util.spec_from_file_location("script_predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
