@@ -19,11 +19,13 @@ from qat.compose import register
 from qat.errors import ConfigError, QatError
 from qat.explain import check_words, explain, is_override
 from qat.folders import find_folder
+from qat.terminal import escape, reader_left, terminal
 
 TRACEBACK = "--traceback"
 MISTAKES = (QatError, HydraException, OmegaConfBaseException, OSError)
 
 
+@terminal()
 def main() -> Any:
     """Run the command line; a user's mistake ends in one sentence and exit status 1."""
     show_traceback = TRACEBACK in sys.argv
@@ -35,7 +37,7 @@ def main() -> Any:
         check_words([word for word in sys.argv[1:] if is_override(word)])
         return _run_with_hydra(job)
     except MISTAKES as error:
-        if show_traceback:
+        if show_traceback or _is_end_of_reader(error):
             raise
         fail(error)
 
@@ -74,9 +76,15 @@ def _explained(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfi
         try:
             return job(cfg)
         except MISTAKES as error:
+            if _is_end_of_reader(error):
+                raise
             fail(error)
 
     return wrapped
+
+
+def _is_end_of_reader(error: BaseException) -> bool:
+    return isinstance(error, BrokenPipeError) and reader_left()
 
 
 def guard(job: Callable[[], int], *, show_traceback: bool) -> int:
@@ -85,7 +93,7 @@ def guard(job: Callable[[], int], *, show_traceback: bool) -> int:
     try:
         return job()
     except MISTAKES as error:
-        if show_traceback:
+        if show_traceback or _is_end_of_reader(error):
             raise
         if isinstance(error, OSError):
             fail(ConfigError(f"expected paths to read and write, got {error}: correct the path."))
@@ -94,7 +102,7 @@ def guard(job: Callable[[], int], *, show_traceback: bool) -> int:
 
 def fail(error: BaseException) -> NoReturn:
     """Print ``error`` as one sentence and leave with status 1."""
-    sys.stderr.write(f"qat: {explain(error)}\n")
+    sys.stderr.write(f"qat: {escape(explain(error))}\n")
     sys.exit(1)
 
 

@@ -39,7 +39,7 @@ def kind(path: str | Path) -> str:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+def replacing(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of ``path`` once the block has ended.
 
     If the block raises, ``path`` stays as it was and nothing else is left behind.
@@ -47,6 +47,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     Args:
         path: The file; what it is a link to is replaced, not the link. A device or a pipe is
             written to directly, for it cannot be replaced.
+        sync: Whether it is safe from a crash of the machine, too, which takes milliseconds.
 
     Raises:
         OSError: If it cannot be written: no space, no rights, no folder.
@@ -62,33 +63,35 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         with hidden.open("xb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         if path.exists():
             hidden.chmod(path.stat().st_mode & 0o7777)
         hidden.replace(path)
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    if sync:
+        _flush_folder(path.parent)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all.
+def write_bytes(path: str | Path, content: bytes, *, sync: bool = True) -> None:
+    """Write ``content`` to ``path``, whole or not at all; ``sync`` as in `replacing`.
 
     Raises:
         OSError: If it cannot be written.
     """
-    with replacing(path) as stream:
+    with replacing(path, sync=sync) as stream:
         stream.write(content)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` in UTF-8, whole or not at all.
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
+    """Write ``text`` to ``path`` in UTF-8, whole or not at all; ``sync`` as in `replacing`.
 
     Raises:
         OSError: If it cannot be written.
     """
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def _flush_folder(folder: Path) -> None:

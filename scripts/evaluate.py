@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.files import write_text
+from qat.terminal import show, terminal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -189,11 +192,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         "file": str(arguments.file),
         "kind": subject.kind,
     }
-    print(f"{arguments.file} ({subject.shown})")
+    show(f"{arguments.file} ({subject.shown})")
     shown = f"accuracy {found.accuracy:.2f} %, perplexity {found.perplexity:.3f}"
-    print(f"{shown} on {len(labels):,} {arguments.split} samples")
+    show(f"{shown} on {len(labels):,} {arguments.split} samples")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(result, indent=2) + "\n")
     return 0
 
 
@@ -206,4 +209,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

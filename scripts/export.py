@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.terminal import show, terminal
+
 EPILOG = """
 examples:
   python scripts/export.py runs/resnet_w4a8/TIME/checkpoints/last.ckpt
@@ -87,7 +89,7 @@ def export(arguments: argparse.Namespace) -> int:
     config, setup = {**checkpoint.config, **changes}, restore(checkpoint, changes, allow)
     phase = finish(setup.captured)
     if phase != "fold":
-        print(f"the checkpoint is in phase {phase}: froze its scales and folded its batch-norms")
+        show(f"the checkpoint is in phase {phase}: froze its scales and folded its batch-norms")
     folder.mkdir(parents=True, exist_ok=True)
     write_plan(setup.plan, config, folder)
     report = write_artifact(
@@ -100,8 +102,8 @@ def export(arguments: argparse.Namespace) -> int:
         seconds=checkpoint.seconds,
     )
     report.verification.check()
-    print("accuracy: " + ", ".join(f"{kind} {v:.2f} %" for kind, v in report.accuracy.items()))
-    print(f"passed; artifact and report in {folder}")
+    show("accuracy: " + ", ".join(f"{kind} {v:.2f} %" for kind, v in report.accuracy.items()))
+    show(f"passed; artifact and report in {folder}")
     return 0
 
 
@@ -114,4 +116,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

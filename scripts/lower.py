@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.terminal import show, terminal
+
 EPILOG = """
 examples:
   python scripts/lower.py runs/resnet_w8a8/TIME
@@ -46,7 +48,7 @@ def lower(arguments: argparse.Namespace) -> int:
     model, target = PackedModel(path), arguments.out or path.with_suffix(".pte")
     layers = [m for m in model.modules() if isinstance(m, IntegerLayer)]
     found = export_executorch(model.graph_module, model.example(), target, metadata=model.metadata)
-    print(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")
+    show(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")
     return 0
 
 
@@ -59,4 +61,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

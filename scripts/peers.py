@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qat.files import write_text
+from qat.terminal import terminal
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -188,9 +191,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(json.dumps(row))
     if args.json is not None:
-        args.json.write_text(json.dumps(row))
+        write_text(args.json, json.dumps(row))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

@@ -15,7 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.terminal import escape, terminal
+
 if TYPE_CHECKING:
+    from qat.predict.inputs import Inputs
     from qat.predict.output import Output
     from qat.predict.predictor import Prediction
 
@@ -31,7 +34,9 @@ needed, so memory stays constant; only what an .npz stores column by column is u
 
 Beside an output FILE, FILE.unreadable.csv lists what was left out, and FILE.state.json says how far
 it has come and for which model, inputs and options: --resume only goes on with the same, and ends
-with the bytes of a run that was never stopped. A new FILE is begun by either.
+with the bytes of a run that was never stopped. A new FILE is begun by either. --force replaces only
+files of its own, known by that state; inputs, devices and files of others stay. What was edited
+since is not gone on with. In a .csv, names that a spreadsheet would compute (= + - @) begin with '.
 
 examples:
   python scripts/predict.py runs/resnet_w4a8/TIME/model.onnx digit.png photos/ --top 3
@@ -43,7 +48,7 @@ examples:
 def run(arguments: argparse.Namespace) -> int:
     """Predict, print, write; returns the exit status."""
     from qat.errors import DataError
-    from qat.predict.batches import Batches, read_batches
+    from qat.predict.batches import Batches, check_batch, read_batches
     from qat.predict.inputs import Inputs, list_files
     from qat.predict.predictor import open_model, predict
     from qat.predict.progress import Bar
@@ -52,35 +57,39 @@ def run(arguments: argparse.Namespace) -> int:
     files = list_files(arguments.inputs)
     model, facts = open_model(arguments.model)
     reader = Reader(model.input_shape, facts["mean"], facts["std"], arguments.crop)
-    output = choose_output(arguments, files)
-    batches = Batches(Inputs(files, reader), arguments.batch)
+    inputs = Inputs(files, reader)
+    check_batch(arguments.batch, arguments.workers, inputs)
+    output = choose_output(arguments, inputs)
+    batches = Batches(inputs, arguments.batch)
     start = output.place.batches
-    with output, Bar(len(batches.inputs), start * arguments.batch) as bar:
+    with output, Bar(len(inputs), start * arguments.batch) as bar:
         for batch in read_batches(batches, arguments.workers, start):
-            found = predict(model, facts["classes"], batch, arguments.top)
-            output.add(found, batch.left_out)
-            show(found)
+            found, left_out = predict(model, facts["classes"], batch, arguments.top)
+            output.add(found, left_out)
+            print_all(found)
             bar.advance(len(batch))
     for name, reason in output.left_out:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        sys.stderr.write(escape(f"left out {name}: {reason}") + "\n")
     bar.close(output.place.predicted, len(output.left_out))
     if output.place.predicted == 0:
         raise DataError("expected at least one input that can be read, got none: see above.")
     return 0
 
 
-def show(predictions: Iterable[Prediction]) -> None:
-    """Print predictions."""
+def print_all(predictions: Iterable[Prediction]) -> None:
+    """Print predictions, a line each."""
     for p in predictions:
         pairs = zip(p.classes, p.probabilities, strict=True)
-        print(f"{p.file}: " + ", ".join(f"{name} {value:.2%}" for name, value in pairs))
+        line = f"{p.file}: " + ", ".join(f"{name} {value:.2%}" for name, value in pairs)
+        print(escape(line))
 
 
-def choose_output(arguments: argparse.Namespace, files: Sequence[Path]) -> Output:
+def choose_output(arguments: argparse.Namespace, inputs: Inputs) -> Output:
     """Return where the predictions go besides the screen.
 
     Raises:
         ConfigError: If there is nothing to resume or to replace, or it cannot be.
+        DataError: If it cannot be written.
     """
     from qat.errors import ConfigError
     from qat.predict.output import Output, open_output
@@ -89,7 +98,7 @@ def choose_output(arguments: argparse.Namespace, files: Sequence[Path]) -> Outpu
     options = {key: getattr(arguments, key) for key in ("top", "batch", "crop")}
     for kind in OUTPUTS:
         if path := getattr(arguments, kind):
-            return open_output(kind, path, arguments.model, files, options, **again)
+            return open_output(kind, path, arguments.model, inputs, options, **again)
     if any(again.values()):
         raise ConfigError(
             "expected an output with --resume or --force, got none: add --csv, --jsonl, ..."
@@ -157,4 +166,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.files import write_text
+from qat.terminal import show, terminal
+
 if TYPE_CHECKING:
     from qat.graph.preview import Preview
     from qat.graph.targets import Target
@@ -132,14 +135,14 @@ def print_plan(arguments: argparse.Namespace) -> int:
     shown, target = plan(arguments.overrides, arguments)
     content = describe(shown, target)
     if arguments.diff is None:
-        print(preview_table(shown, lint(shown.plan, target), target.name))
+        show(preview_table(shown, lint(shown.plan, target), target.name))
     else:
         other, other_target = plan(changed(arguments.overrides, arguments.diff), arguments)
         names = shown.plan.scheme, " ".join(arguments.diff).removeprefix("scheme=")
-        print(diff_table(shown.plan, other.plan, names))
+        show(diff_table(shown.plan, other.plan, names))
         content = {"first": content, "second": describe(other, other_target)}
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(content, indent=2) + "\n")
     if arguments.diff is None:
         check(shown.plan, target)
         if shown.unmatched:
@@ -156,4 +159,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

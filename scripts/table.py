@@ -13,6 +13,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from qat.files import write_text
+from qat.terminal import show, terminal
+
 MARKS = {kind: (f"<!-- {kind} -->", f"<!-- /{kind} -->") for kind in ("results", "full", "peers")}
 KEYS = {"results": 1, "full": 1, "peers": 2}
 """How many of the first cells tell a row from others."""
@@ -38,7 +41,7 @@ def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     paths = [path for folder in folders for path in folder.rglob("report.json")]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         if report["passed"] is not False:
             newest[report["name"], str(report["details"]["seed"])] = report
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -99,7 +102,9 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 def peers_table(paths: list[Path], runs: dict[str, list[dict[str, Any]]]) -> str:
     """Return the table of what ``peers.py`` wrote, below the run whose name ends in its width."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for peer in sorted((json.loads(path.read_text()) for path in paths), key=lambda p: p["seed"]):
+    for peer in sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in paths), key=lambda p: p["seed"]
+    ):
         found[peer["bits"]][f"{peer['method']}, rate {peer['lr']:g}"].append(peer)
     rows = []
     for bits, methods in sorted(found.items(), reverse=True):
@@ -194,18 +199,19 @@ def main() -> None:
     for name, reports in runs.items() if options.recipes else ():
         path = options.recipes / f"{name}.yaml"
         if path.is_file():
-            path.write_text(stamp(path.read_text(), measured(reports)))
+            write_text(path, stamp(path.read_text(encoding="utf-8"), measured(reports)))
     if options.into is None:
-        print("\n\n".join(texts.values()))
+        show("\n\n".join(texts.values()))
         return
-    page = options.into.read_text() if options.into.is_file() else ""
+    page = options.into.read_text(encoding="utf-8") if options.into.is_file() else ""
     for kind, text in texts.items():
         if not all(mark in page for mark in MARKS[kind]):
             wanted = " and ".join(MARKS[kind])
             parser.error(f"expected {wanted} in '{options.into}', got neither: add them.")
         page = fill(page, text, kind)
-    options.into.write_text(page)
+    write_text(options.into, page)
 
 
 if __name__ == "__main__":
-    main()
+    with terminal():
+        main()

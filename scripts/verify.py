@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.files import write_text
+from qat.terminal import show, terminal
+
 EPILOG = """
 ARTIFACT is the folder of a run or an export, or the model.onnx in it. Its model is restored from
 the checkpoint: checkpoints/last.ckpt of a run, the one that an export was made from, or CHECKPOINT.
@@ -93,12 +96,12 @@ def verify(arguments: argparse.Namespace) -> int:
     check = proof.verification
     if arguments.json is not None:
         result = {**check.to_dict(), "accuracy": accuracy, "perplexity": perplexity}
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(result, indent=2) + "\n")
     differing = sum(site.share > 0 for site in check.sites)
-    print(model_table(accuracy, perplexity, check))
-    print(f"{len(check.sites)} sites, {differing} of which differ. {chip_line(check)}")
+    show(model_table(accuracy, perplexity, check))
+    show(f"{len(check.sites)} sites, {differing} of which differ. {chip_line(check)}")
     check.check()
-    print("passed")
+    show("passed")
     return 0
 
 
@@ -111,4 +114,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.files import write_text
+from qat.terminal import terminal
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -209,9 +212,9 @@ def cell(value: Any) -> str:
 
 def write_page(path: Path, text: str) -> None:
     """Put ``text`` between the marks of a page."""
-    page = path.read_text()
+    page = path.read_text(encoding="utf-8")
     before, _, rest = page.partition(START)
-    path.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
+    write_text(path, f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -224,7 +227,7 @@ def run(options: argparse.Namespace) -> int:
         rows.append(examine(name, options.until, options.samples))
         print(json.dumps(asdict(rows[-1])), flush=True)
         if options.json is not None:
-            options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+            write_text(options.json, json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     if options.into is not None:
         write_page(options.into, to_markdown(rows))
     return 0
@@ -248,4 +251,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

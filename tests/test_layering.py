@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "terminal", "compile_cache"},
     {"kinds", "folders", "memory"},
     {"stored_config"},
     {"spec"},

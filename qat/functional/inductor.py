@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger("qat")
 MOST_ELEMENTS = 2**31 - 1
 """Of a tensor: kernels of GPUs count in 32 bits."""
 _EXAMPLES = {"n": 2**21, "r": 512, "b": 4096, "i": 64, "c": 128, "p": 1024}
@@ -24,7 +26,8 @@ class Kernel:
 
     ``torch.compile`` would do the same, and look at every argument of every call again: five times
     longer than a small tensor takes, where a step has hundreds of calls. Here sizes are symbols,
-    ranks are fixed, and types are all that is looked at.
+    ranks are fixed, and types are all that is looked at. Where nothing can be compiled, such as
+    without a compiler or on a full disk, the function runs as it is, slower.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``.
@@ -32,12 +35,16 @@ class Kernel:
             takes tensors, of which some may be ``None``, and returns a tuple of them.
         shapes: Of each argument, a letter or ``1`` for each axis. Letters are sizes, the same
             wherever they stand, and never 1; all tensors are contiguous.
+
+    Attributes:
+        failure: Why a mix of types could not be compiled; empty if all could.
     """
 
     def __init__(
         self, device_type: str, function: Callable[..., tuple[Tensor, ...]], shapes: Sequence[str]
     ) -> None:
         self.device_type, self.function, self.shapes = device_type, function, shapes
+        self.failure = ""
         self._made: dict[tuple[Any, ...], Callable[[list[Tensor]], Sequence[Tensor]]] = {}
 
     def __call__(self, *inputs: Tensor | None) -> Sequence[Tensor]:
@@ -61,7 +68,23 @@ class Kernel:
             return self.function(*(None if dtype is None else next(rest) for dtype in dtypes))
 
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            return _compile(present, examples)
+            try:
+                return _compile(present, examples)
+            except Exception as error:  # a compiler that is missing, a cache that is full, ...
+                self.failure = str(error).strip().partition("\n")[0][:200]
+                _warn(self.failure)
+
+        def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                return present(*inputs)
+
+        return run
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Say once what runs uncompiled, and why."""
+    log.warning("fake-quantization runs uncompiled and slower: %s", reason)
 
 
 def _compile(function: Callable[..., Any], examples: list[Tensor]) -> Any:

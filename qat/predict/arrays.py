@@ -1,9 +1,14 @@
-"""Arrays in .npy and .npz files, read row by row."""
+"""Arrays in .npy and .npz files, read row by row.
+
+What a header or a zip file claims is compared with what is there before memory is taken for it.
+"""
 
 from __future__ import annotations
 
 import math
+import weakref
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -13,36 +18,46 @@ from qat.errors import DataError
 
 ARRAYS = (".npy", ".npz")
 CHUNK = 1 << 20
+MOST_UNPACKED = 1 << 30
+"""Bytes of an .npz stored column by column, which has to be unpacked whole."""
+MOST_PIXELS = 178_956_970
+"""Of one image: Pillow refuses more of them, too, for a small file can claim any number."""
+_NUMPY_WRITES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MOST_DEFLATED = 1032  # bytes that one byte of a deflate stream can become
 
 
-class MemberRows:
-    """Rows of an array that lies, compressed or not, in a zip file; read in rising order.
+class StreamRows:
+    """Rows of an array that lies in a file or, compressed or not, in a member of a zip file.
 
     Args:
-        member: The opened .npy inside the zip file, at its start.
+        stream: The opened .npy, at its start.
         size: Bytes in it.
 
     Raises:
-        ValueError: If it holds no array whose rows lie one after the other.
+        ValueError: If it holds no array of that size.
     """
 
-    def __init__(self, member: IO[bytes], size: int) -> None:
-        self.shape, self.fortran, self.dtype = read_header(member)
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        weakref.finalize(self, stream.close)
+        self.shape, self.fortran, self.dtype = read_header(stream)
         if self.dtype.hasobject:
             raise ValueError("it holds Python objects")
-        self._member, self._start = member, member.tell()
+        if any(axis < 0 for axis in self.shape):
+            raise ValueError(f"its header has the shape {self.shape}")
+        self._stream, self._start = stream, stream.tell()
         self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if size - self._start < math.prod(self.shape) * self.dtype.itemsize:
+        self.bytes = math.prod(self.shape) * self.dtype.itemsize
+        if size - self._start < self.bytes:
             raise ValueError(f"{size} bytes are too few for shape {self.shape}")
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return one row; one that lies before the last one read starts the zip member anew."""
-        self._member.seek(self._start + index * self._row)
-        values = np.frombuffer(self._member.read(self._row), self.dtype)
+        """Return one row; one before the last one read starts a member of a zip file anew."""
+        self._stream.seek(self._start + index * self._row)
+        values = np.frombuffer(self._stream.read(self._row), self.dtype)
         return values.reshape(self.shape[1:])
 
 
-Rows = np.ndarray | MemberRows
+Rows = np.ndarray | StreamRows
 
 
 def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -68,9 +83,7 @@ def open_array(file: Path, *, verify: bool = False) -> Rows:
         DataError: If there is none, or it is not clear which.
     """
     try:
-        if file.suffix == ".npy":
-            return np.lib.format.open_memmap(file, mode="r")
-        return _open_member(file, verify)
+        return _open_file(file) if file.suffix == ".npy" else _open_member(file, verify)
     except DataError:
         raise
     except Exception as error:  # decoders of broken files raise anything
@@ -80,28 +93,63 @@ def open_array(file: Path, *, verify: bool = False) -> Rows:
         ) from error
 
 
+def _open_file(file: Path) -> Rows:
+    stream = file.open("rb")
+    rows = StreamRows(stream, file.stat().st_size)
+    if not rows.fortran or len(rows.shape) < 2:
+        return rows
+    stream.close()
+    return np.lib.format.open_memmap(file, mode="r")
+
+
 def _open_member(file: Path, verify: bool) -> Rows:
     with zipfile.ZipFile(file) as archive:
         name = _choose(archive.namelist(), file)
         info = archive.getinfo(f"{name}.npy")
+        _check_member(info)
         if verify:
             with archive.open(info) as member:
                 while member.read(CHUNK):  # the last one compares the checksum
                     pass
-        rows = MemberRows(archive.open(info), info.file_size)  # keeps the file open by itself
+        rows = StreamRows(archive.open(info), info.file_size)  # keeps the file open by itself
     if not rows.fortran or len(rows.shape) < 2:
         return rows
+    if rows.bytes > MOST_UNPACKED:
+        raise ValueError(f"{rows.bytes} bytes stored column by column; save it in order C")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
         return content[name]
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    if info.flag_bits & 1 or info.compress_type not in _NUMPY_WRITES:
+        raise ValueError("it is encrypted, or compressed as numpy does not")
+    if info.file_size > (info.compress_size + 1) * _MOST_DEFLATED:
+        raise ValueError(f"{info.compress_size} bytes cannot become {info.file_size}")
+
+
+def read_row(rows: Rows, index: int, file: Path) -> np.ndarray:
+    """Return one row of an array that was opened before.
+
+    Raises:
+        DataError: If the file has changed since.
+    """
+    try:
+        return rows[index]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"expected row {index} of '{file}' as when it was opened, got {type(error).__name__} "
+            f"({error}): the file has changed."
+        ) from error
 
 
 def _choose(members: list[str], file: Path) -> str:
     names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     chosen = names if len(names) == 1 else [n for n in ("x", "x_test") if n in names]
-    if not chosen:
+    if not chosen or names.count(chosen[0]) > 1:
+        some = ", ".join(names[:8])[:200]
         raise DataError(
-            f"expected one array, or one named x or x_test, in '{file}', got "
-            f"{', '.join(names) or 'none'}: save only what is to be predicted."
+            f"expected one array, or one named x or x_test, in '{file}', got {some or 'none'}: "
+            "save only what is to be predicted."
         )
     return chosen[0]
 
@@ -113,6 +161,7 @@ def check_array(rows: Rows, shape: tuple[int, ...], file: Path) -> None:
         DataError: If it does not.
     """
     is_image = len(rows.shape) == 3 or (len(rows.shape) == 4 and rows.shape[-1] in (1, 3))
+    is_image = is_image and 0 < math.prod(rows.shape[1:3]) <= MOST_PIXELS
     fits = is_image if rows.dtype == "uint8" else rows.shape[1:] == shape
     kind, size = rows.dtype.kind, rows.dtype.itemsize
     if not fits or kind not in "uf" or (kind == "u" and size > 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,43 +12,71 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from qat.errors import DataError
-from qat.predict.arrays import ARRAYS, Rows
+from qat.predict.arrays import ARRAYS, Rows, read_row
 from qat.predict.reader import Reader
 
 
 def list_files(inputs: Iterable[Path]) -> list[Path]:
     """Return the files that the inputs name: those of a folder are its images, sorted.
 
+    Links to folders inside a folder are not followed, so there are no circles.
+
     Raises:
-        DataError: If an input does not exist, or a folder holds no image.
+        DataError: If an input does not exist, is no file or folder, or a folder holds no image or
+            cannot be read.
     """
     files: list[Path] = []
     for path in inputs:
-        found = [path]
-        if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-            found = sorted(p for p in inside if p.is_file())
-        if not found or not found[0].exists():
+        found = _list_folder(path) if path.is_dir() else [path]
+        if not found or not (path.is_dir() or path.is_file()):
             raise DataError(
                 f"expected an image, an array or a folder of images, got '{path}', which "
-                f"{'holds no image' if path.is_dir() else 'does not exist'}: correct the path."
+                f"{_what_is_wrong(path)}: correct the path."
             )
         files += found
     return files
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return what is named like an image in a folder and in those inside it, sorted."""
+    try:
+        tree = [(Path(root), names) for root, _, names in os.walk(folder, onerror=_raise)]
+    except OSError as error:
+        raise DataError(
+            f"expected a folder that can be read whole, got '{folder}' ({error}): correct its "
+            "rights, or name what is to be predicted."
+        ) from error
+    files = (root / name for root, names in tree for name in names)
+    return sorted(file for file in files if file.suffix.lower() in IMG_EXTENSIONS)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _what_is_wrong(path: Path) -> str:
+    if path.is_dir():
+        return "holds no image"
+    return "is neither file nor folder" if path.exists() else "does not exist"
 
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Return a hash of names, sizes and times of change: the same only for the same inputs."""
     digest = hashlib.sha256()
     for file in files:
-        facts = file.stat()
-        digest.update(f"{show_name(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+        try:
+            facts = file.stat()
+            size, changed = facts.st_size, facts.st_mtime_ns
+        except OSError:  # a link to nothing; it will be left out
+            size = changed = -1
+        digest.update(f"{show_name(file)}\0{size}\0{changed}\n".encode())
     return digest.hexdigest()
 
 
 def show_name(file: Path) -> str:
-    """Return the name of a file in characters that any output can hold."""
-    return str(file).encode("utf-8", "backslashreplace").decode()
+    """Return the name of a file in characters that any output can hold, whatever the locale."""
+    name = os.fsencode(file).decode("utf-8", "surrogateescape")
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Inputs:
@@ -85,7 +114,7 @@ class Inputs:
         return rows.shape[0]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self.files else 0
 
     def locate(self, number: int) -> tuple[Path, int | None]:
         """Return the file of an input, and its row if the file is an array that can be used."""
@@ -114,4 +143,4 @@ class Inputs:
             return self.reader.image(file)
         if self._opened is None or self._opened[0] != file:
             self._opened = file, self.reader.open(file)
-        return self.reader.row(self._opened[1][row], file)
+        return self.reader.row(read_row(self._opened[1], row, file), file)

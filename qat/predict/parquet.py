@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qat.errors import ConfigError, DataError
+from qat.files import replacing
 from qat.predict.predictor import Prediction
 
 PART_ROWS = 8192
@@ -32,17 +34,9 @@ class ParquetWriter:
         self.path, self.size = path, size
         self.every = max(1, PART_ROWS // rows)
         self.columns: tuple[list[Any], ...] = ([], [], [], [])
+        self.digest = hash_parts(path, size)
         path.mkdir(exist_ok=True)
-        kept = {self._part(number) for number in range(size)}
-        if missing := sorted(str(part) for part in kept if not part.is_file()):
-            raise DataError(
-                f"expected {size} parts in '{path}', as when it was stopped, but {missing[0]} is "
-                "missing: start again with --force."
-            )
-        remove_parts(path, kept)
-
-    def _part(self, number: int) -> Path:
-        return self.path / f"part-{number:06}.parquet"
+        remove_parts(path, size)
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Take the predictions of one batch."""
@@ -52,16 +46,16 @@ class ParquetWriter:
             for column, more in zip(self.columns, values, strict=True):
                 column.extend(more)
 
-    def flush(self) -> int:
-        """Write what was taken as one part; returns how many parts there are."""
+    def flush(self) -> tuple[int, str]:
+        """Write what was taken as one part; returns how many there are, and the hash of all."""
         if self.columns[0]:
-            part = self._part(self.size)
-            hidden = part.with_name(f".{part.name}")
-            self.parquet.write_table(self._table(), hidden)
-            hidden.replace(part)
+            part = self.path / name_part(self.size)
+            with replacing(part) as stream:
+                self.parquet.write_table(self._table(), stream)
+            self.digest.update(part.read_bytes())
             self.size += 1
             self.columns = ([], [], [], [])
-        return self.size
+        return self.size, self.digest.hexdigest()
 
     def _table(self) -> Any:
         text, arrow = self.arrow.string(), self.arrow
@@ -75,11 +69,47 @@ class ParquetWriter:
         """Let go of what was not flushed."""
 
 
-def remove_parts(path: Path, kept: set[Path] | None = None) -> None:
-    """Delete the parts in a folder but for those that are ``kept``, and nothing else."""
-    for part in [*path.glob(PARTS), *path.glob(f".{PARTS}")]:
-        if part not in (kept or ()):
+def name_part(number: int) -> str:
+    """Return what a part is called."""
+    return f"part-{number:06}.parquet"
+
+
+def remove_parts(path: Path, size: int = 0) -> None:
+    """Delete the parts in a folder but for the first ones, and nothing else.
+
+    One part of ours may stand behind those that a state names, or be half written.
+    """
+    for part in [*path.glob(PARTS), *path.glob(f".{PARTS}.part")]:
+        if part.name.startswith(".") or _number(part) >= size:
             part.unlink()
+
+
+def find_foreign(path: Path, size: int) -> Path | None:
+    """Return a file that is named like a part, but cannot be one of an output of ``size`` parts."""
+    foreign = (p for p in sorted(path.glob(PARTS)) if _number(p) > size or not p.is_file())
+    return next(foreign, None)
+
+
+def _number(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
+
+
+def hash_parts(path: Path, size: int) -> Any:
+    """Return a hash of the first parts in a folder, to which more can be added.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    digest = hashlib.sha256()
+    for number in range(size):
+        part = path / name_part(number)
+        if not part.is_file():
+            raise DataError(
+                f"expected {size} parts in '{path}', as when it was stopped, but {part} is "
+                "missing: start again with --force."
+            )
+        digest.update(part.read_bytes())
+    return digest
 
 
 def load_pyarrow() -> tuple[Any, Any]:

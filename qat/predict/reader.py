@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torchvision.transforms import functional
 from qat.data.folder import CROP_RATIO, read_image
 from qat.data.tensors import TensorSource
 from qat.errors import DataError
-from qat.predict.arrays import Rows, check_array, open_array
+from qat.predict.arrays import MOST_PIXELS, Rows, check_array, open_array
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ class Reader:
             grey = values.shape[2:] == (1,)
             image = Image.fromarray(np.array(values[..., 0] if grey else values))
             return self._normalise(self._pixels(image, file))
-        if not np.isfinite(values).all():
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused
+            sample = torch.from_numpy(np.array(values, dtype=np.float32))
+        if not sample.isfinite().all():
             raise DataError("expected numbers, got NaN or infinity")
-        return self._normalise(torch.from_numpy(np.array(values, dtype=np.float32)))
+        return self._normalise(sample)
 
     def _check_images(self, file: Path | None) -> None:
         if len(self.shape) != 3 or self.shape[0] not in (1, 3):
@@ -81,7 +84,10 @@ class Reader:
         channels, *size = self.shape
         image = image.convert("L" if channels == 1 else "RGB")
         if self.crop:
-            image = functional.resize(image, [round(max(size) / CROP_RATIO)])
+            target = round(max(size) / CROP_RATIO)
+            if target * target * max(image.size) > MOST_PIXELS * min(image.size):
+                raise DataError(f"expected sides of similar length to crop, got {image.size}")
+            image = functional.resize(image, [target])
             image = functional.center_crop(image, size)
         return functional.pil_to_tensor(functional.resize(image, size))
 
@@ -97,8 +103,12 @@ def open_image(file: Path) -> Image.Image:
     Raises:
         DataError: If it cannot be decoded.
     """
+    if not file.is_file():  # opening a pipe would wait for somebody to write
+        raise DataError("expected a file, got none: it is gone, or something else by that name.")
     try:
-        return read_image(str(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but allowed
+            return read_image(str(file))
     except DataError:
         raise
     except Exception as error:  # decoders of broken files raise anything

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qat.errors import DataError
 from qat.predict.predictor import Prediction
+
+CHUNK = 1 << 20
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001  spreadsheets take the wide ones, too
 
 
 class Writer(Protocol):
@@ -26,8 +30,8 @@ class Writer(Protocol):
     def write(self, predictions: Sequence[Prediction], /) -> None:
         """Take the predictions of one batch."""
 
-    def flush(self) -> int:
-        """Put all that was taken in the file; returns its size, which the constructor takes."""
+    def flush(self) -> tuple[int, str]:
+        """Put all that was taken in the file; returns its size and the hash of what is in it."""
         ...
 
     def finish(self) -> None:
@@ -38,7 +42,7 @@ class Writer(Protocol):
 
 
 class TextWriter:
-    """A text file, cut off at a size and gone on with.
+    """A text file in UTF-8, cut off at a size and gone on with.
 
     Args:
         path: The file.
@@ -51,20 +55,23 @@ class TextWriter:
     every = 1
 
     def __init__(self, path: Path, size: int = 0) -> None:
+        self.digest = hash_start(path, size)
         path.touch()
-        if (now := path.stat().st_size) < size:
-            raise DataError(
-                f"expected at least {size} bytes in '{path}', as when it was stopped, got {now}: "
-                "start again with --force."
-            )
         os.truncate(path, size)
-        self.file = path.open("a", newline="", encoding="utf-8")
-        self.begun = size > 0
+        self.size = size
+        self.file = path.open("ab")
 
-    def flush(self) -> int:
-        """Put all that was taken in the file; returns its size in bytes."""
+    def put(self, text: str) -> None:
+        """Take some text."""
+        content = text.encode("utf-8", "backslashreplace")
+        self.file.write(content)
+        self.digest.update(content)
+        self.size += len(content)
+
+    def flush(self) -> tuple[int, str]:
+        """Put all that was taken in the file; returns its size in bytes and its hash."""
         self.file.flush()
-        return os.fstat(self.file.fileno()).st_size
+        return self.size, self.digest.hexdigest()
 
     def finish(self) -> None:
         """Write what stands behind the last prediction: nothing."""
@@ -79,13 +86,52 @@ class TableWriter(TextWriter):
 
     def __init__(self, path: Path, columns: Sequence[str], size: int = 0) -> None:
         super().__init__(path, size)
-        self.table = csv.writer(self.file)
-        if not self.begun:
+        self.table = csv.writer(_Lines(self))
+        if not size:
             self.table.writerow(columns)
 
     def rows(self, rows: Iterable[Sequence[object]]) -> None:
-        """Take lines of the table."""
-        self.table.writerows(rows)
+        """Take lines of the table; texts in them are made `harmless`."""
+        for row in rows:
+            self.table.writerow([harmless(c) if isinstance(c, str) else c for c in row])
+
+
+class _Lines:
+    """What csv writes to."""
+
+    def __init__(self, writer: TextWriter) -> None:
+        self.write = writer.put
+
+
+def harmless(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: with an apostrophe before it."""
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
+
+
+def as_it_was(cell: str) -> str:
+    """Return the text that became a cell."""
+    return cell[1:] if cell.startswith("'") and harmless(cell[1:]) == cell else cell
+
+
+def hash_start(path: Path, size: int) -> Any:
+    """Return a hash of the first bytes of a file, to which more can be added.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    digest = hashlib.sha256()
+    rest = size
+    if rest and path.exists():
+        with path.open("rb") as file:
+            while rest and (chunk := file.read(min(rest, CHUNK))):
+                digest.update(chunk)
+                rest -= len(chunk)
+    if rest:
+        raise DataError(
+            f"expected at least {size} bytes in '{path}', as when it was stopped, got "
+            f"{size - rest}: start again with --force."
+        )
+    return digest
 
 
 class CsvWriter(TableWriter):
@@ -106,7 +152,8 @@ class JsonLinesWriter(TextWriter):
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Take the predictions of one batch."""
-        self.file.writelines(json.dumps(asdict(p)) + "\n" for p in predictions)
+        for prediction in predictions:
+            self.put(json.dumps(asdict(prediction)) + "\n")
 
 
 class JsonWriter(TextWriter):
@@ -115,10 +162,9 @@ class JsonWriter(TextWriter):
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Take the predictions of one batch."""
         for prediction in predictions:
-            self.file.write(",\n" if self.begun else "[\n")
-            self.file.write(json.dumps(asdict(prediction)))
-            self.begun = True
+            self.put(",\n" if self.size else "[\n")
+            self.put(json.dumps(asdict(prediction)))
 
     def finish(self) -> None:
         """Write the end of the list."""
-        self.file.write("\n]\n" if self.begun else "[]\n")
+        self.put("\n]\n" if self.size else "[]\n")

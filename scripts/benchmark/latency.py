@@ -20,6 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.files import write_text
+from qat.terminal import terminal
+
 if TYPE_CHECKING:
     from worker import Worker
 
@@ -111,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         }
     print(show.to_text(result))
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
     if options.plot is not None:
         show.plot(result, options.plot)
     return 0
@@ -172,4 +175,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

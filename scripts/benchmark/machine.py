@@ -22,7 +22,7 @@ def describe(threads: int, runtimes: Sequence[str]) -> dict[str, Any]:
     """
     from qat.runtimes.table import find_runtime
 
-    facts = read_cpuinfo(CPUINFO.read_text() if CPUINFO.exists() else "")
+    facts = read_cpuinfo(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else "")
     used = [find_runtime(name).package for name in runtimes]
     packages = dict.fromkeys(("qat", "torch", "onnx", "onnxruntime", *used))
     return {

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qat.terminal import terminal
+
 EPILOG = """
 examples:
   python scripts/benchmark/memory.py
@@ -50,7 +52,7 @@ def peak(network: str, mode: str, device: str) -> int:
 
 
 def _resident(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
     raise OSError(f"expected {key} in /proc/self/status, got none: measure on Linux.")
@@ -100,4 +102,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

@@ -19,6 +19,8 @@ from typing import Any
 
 from pytorch_lightning import Callback
 
+from qat.terminal import terminal
+
 EPILOG = """
 examples:
   python scripts/benchmark/startup.py
@@ -124,4 +126,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

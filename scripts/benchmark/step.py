@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any
 
+from qat.terminal import terminal
+
 EPILOG = """
 examples:
   python scripts/benchmark/step.py
@@ -75,4 +77,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

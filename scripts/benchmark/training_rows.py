@@ -11,6 +11,8 @@ from typing import Any
 
 from show import check_plot, save_bars
 
+from qat.files import write_text
+
 COLUMNS = {
     "step": ("network", "mode", "median_ms", "ratio_to_float", "ratio_to_float_compiled"),
     "memory": ("network", "mode", "peak_bytes", "memory_ratio"),
@@ -93,7 +95,7 @@ def _read(paths: list[Path]) -> list[dict[str, Any]]:
     from qat.errors import ConfigError
 
     try:
-        return [row for path in paths for row in json.loads(path.read_text())]
+        return [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise ConfigError(f"expected files that --json wrote, got {error}: correct it.") from error
 
@@ -138,11 +140,11 @@ def finish(kind: str, rows: list[dict[str, Any]], options: argparse.Namespace) -
     text = to_markdown(kind, rows, options)
     print(text)
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_text(options.json, json.dumps(rows, indent=2) + "\n")
     if options.plot is not None:
         save_bars(_panels(kind, rows), BARS[kind].replace("_", " "), options.plot)
     if options.into is not None:
-        options.into.write_text(fill(options.into.read_text(), kind, text))
+        write_text(options.into, fill(options.into.read_text(encoding="utf-8"), kind, text))
     return 0
 
 

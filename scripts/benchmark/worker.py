@@ -145,5 +145,5 @@ def _peak_memory() -> int:
 
 
 def _status(name: str) -> int:
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
     return int(lines[name].split()[0]) * 1024

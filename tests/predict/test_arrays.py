@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qat.errors import DataError
-from qat.predict.arrays import CHUNK, open_array
+from qat.predict.arrays import CHUNK, open_array, read_row
 
 SAVE = {"stored": np.savez, "deflated": np.savez_compressed}
 PEAK = """
@@ -76,3 +76,64 @@ def test_a_member_that_is_no_array_of_that_size(tmp_path):
         archive.writestr("readme.txt", "no array")
     with pytest.raises(DataError, match=r"x_test, in '.*', got none"):
         open_array(tmp_path / "a.npz")
+
+
+def header(shape, order="False", descr="'<f4'"):
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(1099511627776, 3)"),
+        header("(1099511627776, 3)", order="True"),
+        header("(-1, 3)") + bytes(99),
+        header("(1, 3)", descr="'|O'") + bytes(99),
+        header("__import__('os').system('false')"),
+        b"",
+    ],
+)
+def test_what_a_header_claims_takes_no_memory(content, suffix, tmp_path):
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        file.write_bytes(content)
+    else:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", content)
+    with pytest.raises(DataError, match="expected an array"):
+        open_array(file, verify=True)
+
+
+def test_members_that_numpy_would_not_have_written(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.zeros((4, 100))))
+    content = (tmp_path / "a.npy").read_bytes()
+    file = tmp_path / "a.npz"
+    for kind, reason in [
+        (zipfile.ZIP_BZIP2, "compressed as numpy does not"),
+        (zipfile.ZIP_LZMA, "compressed as numpy does not"),
+        (zipfile.ZIP_DEFLATED, "column by column"),
+    ]:
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            archive.writestr("a.npy", content)
+        monkeypatch.setattr("qat.predict.arrays.MOST_UNPACKED", len(content) - 200)
+        with pytest.raises(DataError, match=reason):
+            open_array(file)
+    claims = bytearray(file.read_bytes())
+    place = claims.index(b"PK\1\2") + 24  # of the unpacked size
+    claims[place : place + 4] = (2**32 - 16).to_bytes(4, "little")
+    file.write_bytes(claims)
+    with pytest.raises(DataError, match="cannot become 4294967280"):
+        open_array(file)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    """As memory that is mapped, it would end the process."""
+    np.save(tmp_path / "a.npy", np.zeros((400, 1000)))
+    rows = open_array(tmp_path / "a.npy")
+    assert not read_row(rows, 0, tmp_path / "a.npy").any()
+    with (tmp_path / "a.npy").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DataError, match="the file has changed"):
+        read_row(rows, 399, tmp_path / "a.npy")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from qat.errors import DataError
-from qat.predict.batches import FEW_IMAGES, MOST_WORKERS, Batches, choose_workers, read_batches
+from qat.errors import ConfigError, DataError
+from qat.predict.batches import (
+    FEW_IMAGES,
+    MOST_WORKERS,
+    Batches,
+    check_batch,
+    choose_workers,
+    read_batches,
+)
 from qat.predict.inputs import Inputs, fingerprint, list_files, show_name
 from qat.predict.reader import Reader
 
@@ -78,6 +86,59 @@ def test_workers_change_nothing(workers, size, files):
     got = everything(batches, workers)
     assert (got[0], got[2]) == (names, left_out)
     assert torch.equal(torch.stack(got[1]), torch.stack(samples))
+
+
+def test_batches_need_no_shared_memory(files, monkeypatch, caplog):
+    """Containers have little of it: samples are pickled, and without locks nothing is started."""
+    batches = Batches(Inputs(files, READER), 4)
+    batch = batches[2]
+    assert len(ForkingPickler.dumps(batch)) > batch.samples.nbytes
+    found = everything(batches, 2)
+
+    def refuse():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.Lock", refuse)
+    alone = everything(batches, 2)
+    assert (alone[0], alone[2]) == (found[0], found[2])
+    assert torch.equal(torch.stack(alone[1]), torch.stack(found[1]))
+    (record,) = caplog.records
+    assert "without worker processes, which need /dev/shm" in record.getMessage()
+
+
+def test_too_much_at_once_is_a_sentence(files):
+    inputs = Inputs(files, Reader((3, 9000, 9000), None, None))
+    with pytest.raises(ConfigError, match=r"at most 4 GiB, got --batch 1000,.* lower it"):
+        check_batch(1000, None, inputs)
+    with pytest.raises(ConfigError, match="--workers from 0 to 256, got 257"):
+        check_batch(1, 257, inputs)
+    check_batch(2, 256, inputs)
+
+
+def test_what_is_no_file_is_never_opened(tmp_path):
+    """A pipe would wait for ever; a link to itself and one to nothing are listed as unreadable."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "around").symlink_to(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "whole.png")
+    with pytest.raises(DataError, match="neither file nor folder"):
+        list_files([tmp_path / "pipe.png"])
+    found = list_files([tmp_path])
+    assert [file.name for file in found] == ["gone.png", "loop.png", "pipe.png", "whole.png"]
+    names, _, left_out = everything(Batches(Inputs(found, READER), 4), 0)
+    assert names == [str(tmp_path / "whole.png")]
+    assert len(left_out) == 3
+    assert fingerprint(found) == fingerprint(found)
+
+
+def test_a_folder_that_cannot_be_read_whole_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match="can be read whole"):
+        list_files([tmp_path])
 
 
 def test_any_beginning_gives_the_rest(files):

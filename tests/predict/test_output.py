@@ -1,19 +1,25 @@
 """An output cut off anywhere and gone on with has the bytes of one that was never stopped."""
 
 import csv
+import hashlib
 import json
 import shutil
 import sys
 from contextlib import suppress
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from qat.errors import ConfigError, DataError, QatError
+from qat.predict.inputs import Inputs
 from qat.predict.output import open_output
+from qat.predict.ownership import state_path, unreadable_path
 from qat.predict.parquet import PART_ROWS, ParquetWriter
 from qat.predict.predictor import Prediction
-from qat.predict.state import state_path, unreadable_path
+from qat.predict.reader import Reader
+from qat.predict.state import save
+from qat.predict.writer import as_it_was, harmless
 
 OPTIONS = {"top": 2, "batch": 3, "crop": False}
 TEXT = ("csv", "json", "jsonl")
@@ -36,10 +42,11 @@ def opened(tmp_path):
     """Open an output of a format for one model and one input."""
     model, source = tmp_path / "model.onnx", tmp_path / "x.npy"
     model.write_text("model")
-    source.write_text("x")
+    np.save(source, np.zeros((12, 1), np.float32))
 
     def open_it(kind, name="out", options=OPTIONS, **how):
-        return open_output(kind, tmp_path / name, model, [source], options, **how)
+        inputs = Inputs([source], Reader((1,), None, None))
+        return open_output(kind, tmp_path / name, model, inputs, options, **how)
 
     return open_it
 
@@ -141,7 +148,7 @@ def test_nothing_is_replaced_unasked(opened, tmp_path):
     for name in ("x.npy", "model.onnx"):
         with pytest.raises(ConfigError, match="that is no input"):
             opened("csv", name, force=True)
-    assert (tmp_path / "x.npy").read_text() == "x"
+    assert len(np.load(tmp_path / "x.npy")) == 12
 
 
 @pytest.mark.parametrize("key", OPTIONS)
@@ -221,7 +228,7 @@ def test_a_kill_loses_the_part_in_progress(after, in_progress, pyarrow, opened, 
     stop(opened("parquet"), after)
     parts = after // 2
     if in_progress:
-        (tmp_path / "out" / f".part-{parts:06}.parquet").write_text("half a part")
+        (tmp_path / "out" / f".part-{parts:06}.parquet.part").write_text("half a part")
         shutil.copy(
             tmp_path / "whole/part-000000.parquet", tmp_path / f"out/part-{parts:06}.parquet"
         )
@@ -246,3 +253,92 @@ def test_parts_have_a_size_that_memory_can_hold(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     for rows in (1, 64, PART_ROWS, 10 * PART_ROWS):
         assert ParquetWriter(tmp_path, rows=rows).every == max(1, PART_ROWS // rows)
+
+
+@pytest.mark.parametrize("start", [*"=+-@\t\r\n＝＋－＠", "'=", "''@"])  # noqa: RUF001
+def test_no_cell_is_a_formula(start):
+    text = f"{start}SUM(1)"
+    cell = harmless(text)
+    assert cell == f"'{text}"
+    assert as_it_was(cell) == text
+
+
+@pytest.mark.parametrize("text", ["", "'", "'a", "a=1", "photos/1.png", " =1", "''"])
+def test_other_cells_stay(text):
+    assert harmless(text) == text == as_it_was(text)
+
+
+def test_names_are_harmless_in_tables_and_come_back(opened, tmp_path):
+    output = opened("csv")
+    output.add([Prediction("=1.png", ["@a", "-1"], [0.75, 0.25]), Prediction("b", ["a"], [1])], [])
+    output.add([], [("+2.png", "-reason")] * 3)
+    output._writer.close()
+    output._list.close()
+    text = (tmp_path / "out").read_text(encoding="utf-8").splitlines()
+    assert text[1:3] == ["'=1.png,1,'@a,0.75", "'=1.png,2,'-1,0.25"]
+    assert "'+2.png,'-reason" in unreadable_path(tmp_path / "out").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_what_was_edited_since_is_not_gone_on_with(kind, opened, tmp_path):
+    for after in (2, len(BATCHES)):
+        for name in ("out", "out.unreadable.csv", "out.state.json"):
+            output = opened(kind, force=True)
+            stop(output, after) if after == 2 else fill(output)
+            path = tmp_path / name
+            content = bytearray(path.read_bytes())
+            content[-9] ^= 1
+            path.write_bytes(content)
+            before = contents(tmp_path / "out")
+            with pytest.raises(ConfigError, match=r"state.json' to say how far"):
+                opened(kind, resume=True)
+            assert contents(tmp_path / "out") == before
+            path.unlink()
+            with pytest.raises(QatError, match=r"expected '.*state.json'|bytes in"):
+                opened(kind, resume=True)
+            save(tmp_path / "out", output.request, output.place)  # so that --force knows it
+
+
+def edited(state, **changes):
+    """Return a state as if it had been written so."""
+    state = {key: value for key, value in {**state, **changes}.items() if key != "checksum"}
+    text = json.dumps(state, sort_keys=True)
+    return json.dumps({**state, "checksum": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def test_a_state_that_lies_is_a_sentence(opened, tmp_path):
+    stop(opened("csv"), 2)
+    path = state_path(tmp_path / "out")
+    state = json.loads(path.read_text())
+    lies = [
+        edited(state, **{key: value})
+        for key in ("batches", "predicted", "size", "unreadable")
+        for value in (None, True, -1, 1.5, "1", state[key] + 1, state[key] - 1, 2**62, 2**70)
+    ]
+    lies += [edited(state, **change) for change in (
+        {"finished": 0}, {"finished": True}, {"finished": True, "size": 0}, {"more": 1},
+        {"sha256": "0" * 64}, {"sha256": ""}, {"options": []}, {"options": {**OPTIONS, "top": "2"}},
+        {"model": 5}, {"inputs": None})]  # fmt: skip
+    lies += [json.dumps({**state, "predicted": 0}), "[" * 50_000, json.dumps(state) + " " * 2**17]
+    lies += ['{"batches": 1, ' + json.dumps(state)[1:]]
+    before = contents(tmp_path / "out")
+    for lie in lies:
+        path.write_text(lie)
+        with pytest.raises(QatError, match="expected"):
+            opened("csv", resume=True)
+        assert contents(tmp_path / "out") == {**before, ".state.json": lie.encode()}
+
+
+def test_a_full_disk_is_a_sentence_and_goes_on(opened, tmp_path, monkeypatch):
+    fill(opened("csv", "whole"))
+    output = opened("csv")
+    output.add(*BATCHES[0])
+
+    def refuse():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output._writer, "flush", refuse)
+    with pytest.raises(DataError, match=r"No space left .*--resume"), output:
+        output.add(*BATCHES[1])
+    fill(opened("csv", resume=True))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
