@@ -66,6 +66,7 @@ def changed(config, key, value):
         ("trainer.limit_val_batches", 0, ["limit_val_batches", "quantized accuracy"]),
         ("trainer.devices", "abc", ["trainer.devices", "'abc'"]),
         ("trainer.max_epochs", {"_target_": "builtins.int"}, ["trainer.max_epochs", "whole"]),
+        ("trainer.fast_dev_run", True, ["trainer.fast_dev_run", "no checkpoint", "got true"]),
         ("trainer.strategy", "dpp", ["trainer.strategy", "did you mean ddp"]),
         ("callbacks.best.monitor", "nope", ["callbacks.best.monitor", "val/quantized_accuracy"]),
         ("callbacks.mine", {"_target_": "math.pi"}, ["callbacks.mine._target_", "float"]),

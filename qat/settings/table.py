@@ -137,6 +137,8 @@ TRAINER = {
     "log_every_n_steps": whole(0) | NULL,
     "check_val_every_n_epoch": whole(1) | NULL,
     "num_nodes": whole(1),
+    "val_check_interval": BATCHES,
+    "fast_dev_run": Kind("false, as it keeps no checkpoint", lambda v: v is False),
 }
 MODEL = Kind("the name of a model", lambda v: isinstance(v, str) and v in names(), tuple(names()))
 FIXED = ("use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary")
