@@ -17,6 +17,8 @@ from qat.data.source import IMAGENET_MEAN, IMAGENET_STD, Batch, Pair, Source, de
 from qat.errors import DataError, printable
 from qat.files import kind
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What is decoded: for others, such as EPS, Pillow would start another program."""
 CROP_RATIO = 0.875  # The usual evaluation crop: 224 of 256 pixels.
 MOST_PIXELS = 100_000_000  # of one image after resizing
 MORE_THAN_8_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -153,7 +155,7 @@ def read_image(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notices about metadata and large images
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_depth(image, path)
                 return image.convert("RGB")
     except DataError:

@@ -9,6 +9,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.datasets import ImageFolder
 
 from qat.data import FolderData
+from qat.data.folder import read_image
 from qat.data.listing import list_folder
 from qat.errors import ConfigError, DataError
 
@@ -128,3 +129,15 @@ def test_a_decompression_bomb_is_refused_by_its_header(
 def test_size_out_of_range(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.size .* at least 1, got 0"):
         FolderData(root, size=0)
+
+
+def test_no_other_program_is_started_for_an_image(tmp_path, monkeypatch):
+    """Pillow decodes EPS by running Ghostscript, whatever the suffix of the file says."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **_: started.append(args))
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_image(str(tmp_path / "a.png"))
+    assert not started
