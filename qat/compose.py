@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from qat.errors import ConfigError, QatError
+from qat.run_folder import run_dir
 
 PACKAGE = Path(__file__).parent
 DATA_KEYS = ("data", "recipe", "seed")
@@ -47,23 +47,6 @@ def register() -> None:
         if name not in known:
             store.store(group="model", name=name, node={"name": name})
     OmegaConf.register_new_resolver("qat_run_dir", run_dir, replace=True, use_cache=True)
-
-
-def run_dir(name: str, ckpt_path: str | None) -> str:
-    """Return the folder of a run: a new one, or, to resume, the one that holds the checkpoint.
-
-    Args:
-        name: The run's name.
-        ckpt_path: ``last`` for the newest run of that name, a checkpoint's path, or ``None``.
-    """
-    home = Path("runs") / name
-    if ckpt_path == "last":
-        known = sorted(home.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if known:
-            return str(known[-1].parent.parent)
-    elif ckpt_path is not None and (Path(ckpt_path).parent.parent / "plan.json").is_file():
-        return str(Path(ckpt_path).parent.parent)
-    return str(home / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 
 
 def compose(overrides: Sequence[str], output_dir: Path) -> DictConfig:

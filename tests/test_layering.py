@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files"},
+    {"signals"},
     {"spec"},
     {"functional"},
     {"observers", "quantizers"},
@@ -24,6 +25,8 @@ LAYERS = [
     {"training", "predict"},
     {"gate"},
     {"artifact"},
+    {"run_folder"},
+    {"resume"},
     {"assemble", "compose"},
     {"run"},
     {"cli", "restore"},
