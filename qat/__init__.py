@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from qat.runtimes.packed_model import PackedModel
     from qat.spec import QuantSpec, Rule, Scheme
 
+_PLACES = {
+    "ChipRun": "reference.chip",
+    "IntegerRun": "reference.run",
+    "PackedModel": "runtimes.packed_model",
+    "QatError": "errors",
+    "QuantSpec": "spec",
+    "Rule": "spec",
+    "Scheme": "spec",
+    "convert": "graph.convert",
+    "prepare": "graph.insert",
+}
 __all__ = [
     "ChipRun",
     "IntegerRun",
@@ -28,24 +39,17 @@ __all__ = [
     "prepare",
 ]
 __version__ = "0.1.0"
-_MODULES = {
-    "ChipRun": "reference.chip",
-    "IntegerRun": "reference.run",
-    "PackedModel": "runtimes.packed_model",
-    "QatError": "errors",
-    "QuantSpec": "spec",
-    "Rule": "spec",
-    "Scheme": "spec",
-    "convert": "graph.convert",
-    "prepare": "graph.insert",
-}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``--help`` need not wait for torch."""
-    if name not in _MODULES:
+    """Import a public name when it is first used: a command must listen to signals at once."""
+    if name not in _PLACES:
         raise AttributeError(f"module 'qat' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"qat.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"qat.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 ensure_compile_cache()

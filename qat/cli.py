@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qat.compose import register
+from qat import signals
 from qat.errors import ConfigError, QatError
 from qat.explain import check_words, explain, is_override
 from qat.folders import find_folder
@@ -28,6 +32,9 @@ MISTAKES = (QatError, HydraException, OmegaConfBaseException, OSError)
 @terminal()
 def main() -> Any:
     """Run the command line; a user's mistake ends in one sentence and exit status 1."""
+    signals.listen(speaks=_is_first())
+    from qat.compose import register  # takes seconds, in which signals may come
+
     show_traceback = TRACEBACK in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != TRACEBACK]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us, unformatted
@@ -89,6 +96,7 @@ def _is_end_of_reader(error: BaseException) -> bool:
 
 def guard(job: Callable[[], int], *, show_traceback: bool) -> int:
     """Return the exit status of a script's ``job``; a user's mistake ends as in ``main``."""
+    signals.listen()
     quieten()
     try:
         return job()
@@ -106,7 +114,29 @@ def fail(error: BaseException) -> NoReturn:
     sys.exit(1)
 
 
+def _is_first() -> bool:
+    """Whether this is the process that the user started, not one that it started for the run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _how_to_go_on(cfg: DictConfig) -> str:
+    """Return the command that goes on with a run that was stopped."""
+    words = sys.argv[1:] if _is_first() else sys.argv[1:-3]  # Lightning adds three of its own
+    command = [*_program(), *(word for word in words if not word.startswith("ckpt_path="))]
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        overrides = (o for o in HydraConfig.get().overrides.task if not o.startswith("ckpt_path="))
+        command = [*_program(), *overrides, f"hydra.run.dir={cfg.output_dir}"]
+    if (Path(cfg.output_dir) / "checkpoints" / "last.ckpt").is_file():
+        return f"go on with: {shlex.join([*command, 'ckpt_path=last'])}"
+    return f"there is no checkpoint yet; start again with: {shlex.join(command)}"
+
+
+def _program() -> list[str]:
+    return ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [Path(sys.argv[0]).name]
+
+
 def _job(cfg: DictConfig) -> float | None:
+    signals.advise(lambda: _how_to_go_on(cfg))
     from qat.run import run  # after Hydra has printed --help or composed: it imports everything
 
     quieten()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from qat.errors import ConfigError
 from qat.explain import MISTAKES, check_words, explain
 from qat.folders import find_folder
 from qat.kinds import FILE, FOLDER_NAME, NULL, require
+from qat.run_folder import run_dir
 from qat.stored_config import check_stored, check_yaml
 
 DATA_KEYS = ("data", "recipe", "seed")
@@ -50,23 +50,6 @@ def _run_dir(name: object, ckpt_path: Any) -> str:
     """Check what comes before folders are made of it: Hydra makes them in front of the run."""
     require("ckpt_path", ckpt_path, FILE | NULL)
     return run_dir(_folder_name(name), ckpt_path)
-
-
-def run_dir(name: str, ckpt_path: str | None) -> str:
-    """Return the folder of a run: a new one, or, to resume, the one that holds the checkpoint.
-
-    Args:
-        name: The run's name.
-        ckpt_path: ``last`` for the newest run of that name, a checkpoint's path, or ``None``.
-    """
-    home = Path("runs") / name
-    if ckpt_path == "last":
-        known = sorted(home.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if known:
-            return str(known[-1].parent.parent)
-    elif ckpt_path is not None and (Path(ckpt_path).parent.parent / "plan.json").is_file():
-        return str(Path(ckpt_path).parent.parent)
-    return str(home / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 
 
 def compose(overrides: Sequence[str], output_dir: Path) -> DictConfig:

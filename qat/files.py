@@ -105,3 +105,14 @@ def _flush_folder(folder: Path) -> None:
         pass  # some file systems have none; the file itself is flushed
     finally:
         os.close(handle)
+
+
+def write_all(handle: int, content: bytes) -> None:
+    """Write all of ``content`` to an open file, unbuffered: an error leaves nothing to write later.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]

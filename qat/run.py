@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from qat.artifact import Baseline, write_artifact, write_study
@@ -20,15 +22,21 @@ from qat.assemble import Config, Setup, describe, make_evaluation, make_schedule
 from qat.batch_norm import batch_norms
 from qat.compose import plain
 from qat.data import DataModule
-from qat.errors import CheckpointError, TrainingError
+from qat.errors import CheckpointError, ConfigError, QatError
 from qat.export.report import Report
+from qat.files import write_text
 from qat.graph.lint import check, summary
 from qat.graph.plan import Plan
 from qat.graph.table import plan_table
 from qat.graph.targets import find_target
+from qat.resume import find_start
+from qat.run_folder import CONFIG, LAST, PLAN, is_finished, occupied, unwritable
 from qat.trainer import make_task, make_trainer
 from qat.training.callbacks import Calibrate, Clock
+from qat.training.checkpoint_io import WholeCheckpoints
 from qat.training.heap import apply_keep_memory
+from qat.training.loggers import LogPositions
+from qat.training.ranks import WatchRanks
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
@@ -45,11 +53,12 @@ HYPERPARAMETERS = (
     "seed",
     "ckpt",
 )
-LAST = Path("checkpoints") / "last.ckpt"
 
 
 def run(cfg: DictConfig) -> Report | None:
-    """Train, convert, export, verify and report; ``None`` on all processes but the first.
+    """Train, convert, export, verify and report.
+
+    ``None`` on all processes but the first, and where the run that should go on has finished.
 
     Args:
         cfg: The composed config; a run that resumes goes on in its own ``output_dir``.
@@ -60,8 +69,38 @@ def run(cfg: DictConfig) -> Report | None:
     """
     config = plain(cfg)
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
-    folder, target = Path(config["output_dir"]), find_target(config["target"])
-    resume = resume_path(config["ckpt_path"], folder)
+    folder = _folder(config["output_dir"])
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        start = None if config["ckpt_path"] is None else find_start(config, folder)
+        return _run(config, folder, start)
+    with _left_as_found(folder):
+        start = find_start(config, folder)
+    if start is not None and is_finished(folder):
+        log.info("this run has finished; artifact and report in %s", folder)
+        return None
+    with occupied(folder):
+        return _run(config, folder, start)
+
+
+def _folder(given: Any) -> Path:
+    if not isinstance(given, str):
+        raise ConfigError(f"expected output_dir as a path, got {given!r}: correct or remove it.")
+    return Path(given)
+
+
+@contextmanager
+def _left_as_found(folder: Path) -> Iterator[None]:
+    """Remove an empty run folder, which Hydra has just made, if the command is refused."""
+    try:
+        yield
+    except QatError:
+        with suppress(OSError):  # it has files
+            folder.rmdir()
+        raise
+
+
+def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
+    target = find_target(config["target"])
     apply_keep_memory(config["keep_memory"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     trainer = make_trainer(config, make_schedule(config))  # its mistakes cost no data and no model
@@ -75,7 +114,7 @@ def run(cfg: DictConfig) -> Report | None:
         log.info("%s", plan_table(setup.plan))
         for line in summary(findings):
             log.warning("%s", line)
-    _fit(trainer, task, setup.data, resume)
+    _fit(trainer, task, setup.data, start)
     if "last" in config["callbacks"]:  # again, with what the callbacks did when training ended
         trainer.save_checkpoint(folder / LAST)
     if dist.is_available() and dist.is_initialized():
@@ -89,36 +128,28 @@ def run(cfg: DictConfig) -> Report | None:
     return report
 
 
-def resume_path(ckpt_path: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint to resume from: ``last`` means the run folder's own.
-
-    Raises:
-        CheckpointError: If it is not there.
-    """
-    if ckpt_path is None:
-        return None
-    path = folder / LAST if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"expected a checkpoint to resume from, got none at '{path}': start the run without "
-            "ckpt_path, or give the path of a .ckpt file."
-        )
-    return path
-
-
-def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, resume: Path | None) -> None:
+def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> None:
+    watch = WatchRanks()
+    trainer.callbacks[:0] = [watch, LogPositions()]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.strategy.checkpoint_io = WholeCheckpoints()
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
     except (RuntimeError, KeyError, EOFError, MisconfigurationException) as error:
+        if trainer.world_size > 1:
+            watch.await_news()  # a collective fails where another process died
+        watch.end()
         longer = isinstance(error, MisconfigurationException)  # has more epochs than this run
         started = trainer.fit_loop.epoch_loop.batch_progress.current.ready and not longer
-        if resume is None or started:
+        if start is None or started:
             raise
         raise CheckpointError(
             f"expected a checkpoint of this very run, got {type(error).__name__} "
-            f"({str(error).splitlines()[0]}) from '{resume}': resume with the same recipe, or use "
+            f"({str(error).splitlines()[0]}) from '{start}': resume with the same recipe, or use "
             "ckpt=... to start from its weights."
         ) from error
+    except BaseException:
+        watch.end()
+        raise
 
 
 def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> Report:
@@ -146,21 +177,18 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
 
 
 def write_plan(plan: Plan, config: Config, folder: Path) -> None:
-    """Write config and plan into ``folder``, so that what lies there can be read without Hydra.
+    """Write plan and config into ``folder``, so that what lies there can be read without Hydra.
 
     Raises:
         TrainingError: If the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-        (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
-        (folder / "plan.txt").write_text(plan_table(plan) + "\n")
+        write_text(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
+        write_text(folder / "plan.txt", plan_table(plan) + "\n")
+        write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     except OSError as error:
-        raise TrainingError(
-            f"expected a run folder that can be written, got {error.strerror} at '{folder}': "
-            "free space or choose another with hydra.run.dir=..."
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every test, and every process that it starts, runs on one thread and starts from one seed."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums in another order would not be equal 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Commands that run inside a test listen to signals; afterwards pytest does again."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qat"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files", "terminal", "compile_cache"},
+    {"signals"},
     {"kinds", "folders", "memory"},
     {"stored_config"},
     {"spec"},
@@ -28,6 +29,8 @@ LAYERS = [
     {"artifact"},
     {"settings"},
     {"explain"},
+    {"run_folder"},
+    {"resume"},
     {"assemble", "compose"},
     {"trainer"},
     {"run"},

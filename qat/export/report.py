@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from qat.export.verify import Verification
+from qat.files import write_text
 from qat.integer_layers import IntegerLayer
 
 MODEL_HEAD = (
@@ -133,9 +134,9 @@ class Report:
         return (row.layer, row.bits, f"{row.weights:,}", f"{row.sparsity:.1%}", shown)
 
     def save(self, folder: Path) -> None:
-        """Write ``report.json`` and ``report.md`` into ``folder``."""
-        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        (folder / "report.md").write_text(self.to_markdown())
+        """Write ``report.md`` into ``folder``, and ``report.json``, the last file of a run."""
+        write_text(folder / "report.md", self.to_markdown())
+        write_text(folder / "report.json", json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def model_table(

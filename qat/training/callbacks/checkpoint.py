@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from qat.files import replacing
 from qat.training.phases import is_quantized
 from qat.training.task import QATTask
 
@@ -20,6 +25,34 @@ class QuantizedCheckpoint(ModelCheckpoint):
         assert isinstance(pl_module, QATTask)
         if is_quantized(pl_module.model):
             super().on_validation_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and its file; without the file, the best starts anew."""
+        old = Path(state_dict["best_model_path"])
+        here = Path(str(self.dirpath)) / old.name
+        if state_dict["best_model_path"] and not here.is_file() and old.is_file():
+            _copy(old, here)  # resumed in another folder
+        if here.is_file():
+            super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+            self.current_score = state_dict["current_score"]  # Lightning leaves it out
+
+
+def _copy(old: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    with old.open("rb") as source, replacing(new) as target:
+        copyfileobj(source, target)
+
+
+def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return the state of a ``ModelCheckpoint`` whose files are in ``folder`` now."""
+
+    def move(path: str) -> str:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+    models = {move(path): score for path, score in state["best_k_models"].items()}
+    moved = {name: move(state[name]) for name in paths}
+    return {**state, **moved, "best_k_models": models, "dirpath": folder}
 
 
 class QuantizedEarlyStopping(EarlyStopping):

@@ -1,0 +1,96 @@
+"""Training checkpoints on disk: written whole and read back before the older one goes."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+from qat.errors import CheckpointError
+from qat.files import replacing
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, of which a kill or a full disk leaves the older one as it was."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write beside ``path``, flush, read back, replace.
+
+        Raises:
+            OSError: If it cannot be written, or what is read back is not what was written.
+        """
+        del storage_options
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            stream.write(content.getbuffer())
+            stream.flush()
+            _check_checksums(stream.name)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing but tensors and plain values is ever built.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        del map_location, weights_only
+        return read_checkpoint(path, mmap=False)
+
+
+def _check_checksums(path: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise OSError(f"'{path}' reads back other than it was written, in {broken}")
+
+
+def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
+    """Return a checkpoint of a run.
+
+    Args:
+        path: The file.
+        mmap: Whether tensors stay in the file until they are used.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is no checkpoint of ours.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        raise CheckpointError(
+            f"expected a checkpoint of a run, got {size:,} bytes at '{path}' that cannot be read "
+            f"({type(error).__name__}): resume from another .ckpt of the run, or start it anew "
+            "without ckpt_path."
+        ) from error
+    if not isinstance(saved, Mapping) or not isinstance(_config(saved), Mapping):
+        raise CheckpointError(
+            f"expected a checkpoint of a run, got other content in '{path}': to start from its "
+            "weights use ckpt=... in place of ckpt_path=..."
+        )
+    return dict(saved)
+
+
+def _config(saved: Mapping[str, Any]) -> Any:
+    values = saved.get("hyper_parameters")
+    return values.get("config") if isinstance(values, Mapping) else None
+
+
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """Return the config of the run that wrote a checkpoint.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is no checkpoint of ours.
+    """
+    return _config(read_checkpoint(path))
