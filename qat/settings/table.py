@@ -169,6 +169,7 @@ TABLE = Group(
         "target": WORD,
         "ckpt": FILE | NULL,
         "ckpt_path": FILE | NULL,
+        "resume_changes": words("refuse", "allow"),
         "quantizer": Group({"weight": QUANTIZER, "activation": QUANTIZER, "ends": ENDS}),
         "observer": Group({"weight": OBSERVER, "activation": OBSERVER}),
         "scheme": Group(
