@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 
 import qat
+from qat.export.checksum import hash_file
 from qat.export.onnx import export_onnx
 from qat.export.packed import save_packed
 from qat.export.report import Report, layer_rows
@@ -29,6 +30,8 @@ from qat.graph.plan import Plan
 from qat.training.evaluate import Score, evaluate
 
 log = logging.getLogger("qat")
+KEPT = (ONNX, PACKED, "plan.json")
+"""Files whose checksums the report holds."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def write_artifact(
     report = _report({**baseline.scores, **proof.scores}, baseline, plan, facts, seconds)
     report.verification, report.layers = proof.verification, layer_rows(model)
     report.size_bytes |= {kind: path.stat().st_size for kind, path in files.items()}
+    kept = [name for name in KEPT if (folder / name).is_file()]
+    report.sha256 = {name: hash_file(folder / name) for name in kept}
     report.save(folder)
     return report
 

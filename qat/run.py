@@ -22,7 +22,7 @@ from qat.assemble import Config, Setup, describe, make_evaluation, make_schedule
 from qat.batch_norm import batch_norms
 from qat.compose import plain
 from qat.data import DataModule
-from qat.errors import CheckpointError, ConfigError, QatError
+from qat.errors import CheckpointError, ConfigError, QatError, reason
 from qat.export.report import Report
 from qat.files import write_text
 from qat.graph.lint import check, summary
@@ -40,6 +40,16 @@ from qat.training.ranks import WatchRanks
 from qat.training.task import QATTask
 
 log = logging.getLogger("qat")
+UNFIT = (
+    RuntimeError,
+    LookupError,
+    EOFError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MisconfigurationException,  # has more epochs than this run
+)
+"""What Lightning, PyTorch and callbacks raise over the state of another run, or a changed one."""
 HYPERPARAMETERS = (
     "optimizer",
     "schedule",
@@ -134,18 +144,15 @@ def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | Non
     trainer.strategy.checkpoint_io = WholeCheckpoints()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
-    except (RuntimeError, KeyError, EOFError, MisconfigurationException) as error:
+    except UNFIT as error:
         if trainer.world_size > 1:
             watch.await_news()  # a collective fails where another process died
         watch.end()
-        longer = isinstance(error, MisconfigurationException)  # has more epochs than this run
-        started = trainer.fit_loop.epoch_loop.batch_progress.current.ready and not longer
-        if start is None or started:
+        if start is None or (watch.trains and not isinstance(error, MisconfigurationException)):
             raise
         raise CheckpointError(
-            f"expected a checkpoint of this very run, got {type(error).__name__} "
-            f"({str(error).splitlines()[0]}) from '{start}': resume with the same recipe, or use "
-            "ckpt=... to start from its weights."
+            f"expected a checkpoint of this very run, got {reason(error)} from '{start}': resume "
+            "with the same recipe, or use ckpt=... to start from its weights."
         ) from error
     except BaseException:
         watch.end()

@@ -156,13 +156,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the libraries are only loaded once the arguments are right."""
     arguments = parse(argv)
+    from qat import signals
     from qat.cli import guard
 
-    try:
-        return guard(lambda: run(arguments), show_traceback=arguments.traceback)
-    except KeyboardInterrupt:
-        sys.stderr.write("qat: stopped; --resume goes on with the output, if one was asked for.\n")
-        return 130
+    signals.advise(lambda: "--resume goes on with the output, if one was asked for")
+    return guard(lambda: run(arguments), show_traceback=arguments.traceback)
 
 
 if __name__ == "__main__":

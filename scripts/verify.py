@@ -101,8 +101,38 @@ def verify(arguments: argparse.Namespace) -> int:
     show(model_table(accuracy, perplexity, check))
     show(f"{len(check.sites)} sites, {differing} of which differ. {chip_line(check)}")
     check.check()
+    check_files(folder)
     show("passed")
     return 0
+
+
+def check_files(folder: Path) -> None:
+    """Compare files with the checksums in the report beside them, and print which are others.
+
+    Raises:
+        VerificationError: If a model is another than the report was written for.
+    """
+    from qat.errors import VerificationError
+    from qat.export.checksum import differing_files
+    from qat.gate import ONNX, PACKED
+
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        stored = report.get("sha256") if isinstance(report, dict) else None
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        show("no report.json with checksums: the files themselves are all that was checked")
+        return
+    others = differing_files(folder, stored)
+    show(f"checksums of report.json: {len(stored) - len(others)} of {len(stored)} files as written")
+    if changed := [name for name in others if name in (ONNX, PACKED)]:
+        raise VerificationError(
+            f"expected the files that '{folder / 'report.json'}' was written for, got another "
+            f"{', '.join(changed)}: export again, or get the files again from where they came."
+        )
+    if others:
+        show(f"changed since the run: {', '.join(others)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

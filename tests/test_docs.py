@@ -74,3 +74,24 @@ def test_the_table_of_quantizers_has_each_with_what_can_be_deployed():
     assert {p.stem for p in (ROOT / "conf" / "quantizer").glob("*.yaml")} | {"dynamic_tensor"} == (
         QUANTIZERS.keys()
     )
+
+
+SECURITY = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT["docs/security.md"].splitlines()
+    if line.startswith("| ") and "`tests/" in line
+]
+
+
+@pytest.mark.parametrize("row", SECURITY, ids=lambda row: row[0])
+def test_each_row_of_the_security_page_has_tests(row):
+    *_, tests = row
+    files = re.findall(r"`(tests/[\w/]+\.py)`", tests)
+    assert len(row) == 4
+    assert files
+    for file in files:
+        assert "\ndef test_" in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_the_security_page_has_all_its_rows():
+    assert len(SECURITY) == 14

@@ -32,6 +32,26 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def differing_files(folder: Path, stored: object) -> list[str]:
+    """Return the names of files in ``folder`` whose content is not what its checksum says.
+
+    Args:
+        folder: Where the files lie.
+        stored: SHA-256 by name, as ``report.json`` has it; names of other folders count as missing.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    named = stored.items() if isinstance(stored, Mapping) else ()
+    return [str(name) for name, value in named if _hash_inside(folder, name) != value]
+
+
+def _hash_inside(folder: Path, name: object) -> str | None:
+    path = folder / str(name)
+    is_inside = Path(str(name)).name == name and path.is_file()
+    return hash_file(path) if is_inside else None
+
+
 def hash_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """Return the SHA-256 of tensors (names, types, shapes, bytes) and of a header but its checksum.
 

@@ -57,6 +57,7 @@ class Report:
         float_share: Share of the multiply-accumulates that stays float.
         perplexity: Exponential of the mean cross entropy there, by kind of model.
         details: More facts: scheme, seed, versions, samples.
+        sha256: Checksum of each file of the run that is exchanged, by name.
         is_study: Nothing was exported, so nothing was compared.
     """
 
@@ -69,6 +70,7 @@ class Report:
     float_share: float
     perplexity: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
     is_study: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class Report:
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
             "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
             "float_share": self.float_share,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
             "layers": [asdict(row) for row in self.layers],

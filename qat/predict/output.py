@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from qat.errors import DataError
+from qat.export.checksum import hash_file
 from qat.predict.begin import begin
 from qat.predict.inputs import Inputs, fingerprint
 from qat.predict.ownership import check_target, unreadable_path
 from qat.predict.parquet import ParquetWriter, load_pyarrow
 from qat.predict.predictor import Prediction
-from qat.predict.state import Place, Request, check_place, edited, hash_file, save
+from qat.predict.state import Place, Request, check_place, edited, save
 from qat.predict.writer import (
     CsvWriter,
     JsonLinesWriter,

@@ -172,9 +172,3 @@ def _checksum(content: dict[str, Any]) -> str:
 def _flat(request: Request) -> dict[str, Any]:
     hashes = {"model file": request.model, "inputs (names, sizes, times)": request.inputs}
     return {key: value[:12] for key, value in hashes.items()} | request.options
-
-
-def hash_file(path: Path) -> str:
-    """Return a hash of what is in a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

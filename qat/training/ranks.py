@@ -25,6 +25,8 @@ class WatchRanks(pl.Callback):
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[bytes]] = []
         self._over = threading.Event()
+        self.trains = False
+        """Whether training has begun: what failed before then lay in the checkpoint."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start to watch, once all processes are there."""
@@ -42,6 +44,7 @@ class WatchRanks(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take signals back: Lightning's handler talks to other processes inside of one."""
         del pl_module
+        self.trains = True
         signals.listen(speaks=trainer.is_global_zero)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -91,7 +91,7 @@ def test_ctrl_c_is_a_sentence_and_goes_on(table_run, table, call, tmp_path):
     process = start(*given, "--workers", 1, stderr=subprocess.PIPE)
     error = stop(process, signal.SIGINT)
     assert (process.returncode, error.count("\n")) == (130, 1)
-    assert error.startswith("qat: stopped; --resume goes on")
+    assert error.startswith("qat: stopped by SIGINT: --resume goes on")
     assert call("predict", *given, "--resume")[0] == 0
     assert json.loads((tmp_path / "out.csv.state.json").read_text())["finished"]
 

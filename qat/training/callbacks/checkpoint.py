@@ -13,6 +13,8 @@ from qat.files import replacing
 from qat.training.phases import is_quantized
 from qat.training.task import QATTask
 
+CHECKPOINT = ".ckpt"
+
 
 class QuantizedCheckpoint(ModelCheckpoint):
     """Keep the checkpoint with the best metric of the quantized model; float epochs do not count.
@@ -26,11 +28,20 @@ class QuantizedCheckpoint(ModelCheckpoint):
         if is_quantized(pl_module.model):
             super().on_validation_end(trainer, pl_module)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remember beside which checkpoint the best one may lie."""
+        super().setup(trainer, pl_module, stage)
+        self._resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).parent
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and its file; without the file, the best starts anew."""
-        old = Path(state_dict["best_model_path"])
-        here = Path(str(self.dirpath)) / old.name
-        if state_dict["best_model_path"] and not here.is_file() and old.is_file():
+        """Restore the best score and its file; without the file, the best starts anew.
+
+        The file is looked for beside the checkpoint that is resumed, wherever its path was then.
+        """
+        name = Path(state_dict["best_model_path"]).name
+        here = Path(str(self.dirpath)) / name
+        old = None if self._resumed is None else self._resumed / name
+        if old is not None and old.suffix == CHECKPOINT and not here.is_file() and old.is_file():
             _copy(old, here)  # resumed in another folder
         if here.is_file():
             super().load_state_dict(_moved(state_dict, str(self.dirpath)))

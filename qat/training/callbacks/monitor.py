@@ -18,6 +18,7 @@ from qat.layers import quantized_layers
 from qat.quantizers import Quantizer
 from qat.training.callbacks.calibrate import Calibrate
 from qat.training.callbacks.oscillations import TrackOscillations
+from qat.training.loggers import RunTensorBoard
 from qat.training.oscillations import weight_codes
 from qat.training.task import QATTask
 
@@ -60,10 +61,11 @@ class Monitor(pl.Callback):
         self._gradients: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lay out TensorBoard's Custom Scalars page."""
+        """Lay out TensorBoard's Custom Scalars page, unless the file that a run goes on in has it."""
         del pl_module
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            goes_on = isinstance(logger, RunTensorBoard) and logger.position() > 0
+            if isinstance(logger, TensorBoardLogger) and not goes_on:
                 logger.experiment.add_custom_scalars(DASHBOARD)
 
     def on_train_batch_end(
