@@ -61,7 +61,7 @@ class Monitor(pl.Callback):
         self._gradients: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lay out TensorBoard's Custom Scalars page, unless the file that a run goes on in has it."""
+        """Lay out TensorBoard's Custom Scalars page, once: a resumed run goes on in its file."""
         del pl_module
         for logger in trainer.loggers:
             goes_on = isinstance(logger, RunTensorBoard) and logger.position() > 0
