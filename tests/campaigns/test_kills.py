@@ -70,7 +70,7 @@ def kill_after(folder: Path, command: list[str], seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", range(max(1, KILLS // len(RECIPES) // 2)))
+@pytest.mark.parametrize("number", range(-(-KILLS // (2 * len(RECIPES)))))
 def test_two_kills_leave_no_trace(number, recipe, tmp_path):
     name, whole, seconds = recipe
     command = [*TABLE, *RECIPES[name]]
