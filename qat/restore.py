@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint at '{path}', got no file: correct the path.")
-    content = read_pickle(path)
+    content = _plain(read_pickle(path))
     if not isinstance(content, dict):
         return None
     parameters = content.get("hyper_parameters")
@@ -94,11 +94,27 @@ def _model_state(state: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise _damaged(path, "state_dict", state)
     for key, value in state.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        if not isinstance(value, Tensor) or not _is_stored(value):
             raise _damaged(path, key, value)
         if bool(value.isnan().any()):
             raise _damaged(path, key, math.nan)
     return {key.removeprefix(PREFIX): value for key, value in state.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return containers as Python's own: a file can give others methods of its choice."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in dict.items(value)}
+    if isinstance(value, list):
+        return [_plain(part) for part in list.__iter__(value)]
+    return value
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """Whether every value of a tensor has a place of its own: a view can claim any size."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _check_form(checkpoint: Checkpoint) -> None:

@@ -33,7 +33,7 @@ from qat.resume import find_start
 from qat.run_folder import CONFIG, LAST, PLAN, is_finished, occupied, unwritable
 from qat.trainer import make_task, make_trainer
 from qat.training.callbacks import Calibrate, Clock
-from qat.training.checkpoint_io import WholeCheckpoints
+from qat.training.checkpoint_io import CheckOptimizers, WholeCheckpoints
 from qat.training.heap import apply_keep_memory
 from qat.training.loggers import LogPositions
 from qat.training.ranks import WatchRanks
@@ -140,7 +140,7 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
 
 def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> None:
     watch = WatchRanks()
-    trainer.callbacks[:0] = [watch, LogPositions()]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.callbacks[:0] = [CheckOptimizers(), watch, LogPositions()]  # pyright: ignore[reportAttributeAccessIssue]
     trainer.strategy.checkpoint_io = WholeCheckpoints()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)

@@ -9,11 +9,15 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from qat.errors import CheckpointError
 from qat.files import replacing
+
+AVERAGES = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})
+"""What optimizers of PyTorch keep for each parameter, in its shape."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -46,6 +50,37 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         del map_location, weights_only
         return read_checkpoint(path, mmap=False)
+
+
+class CheckOptimizers(pl.Callback):
+    """Compare what a checkpoint brought for the optimizers with what they need, before a step."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at options and at tensors of every parameter.
+
+        Raises:
+            CheckpointError: If one is missing or has another shape.
+        """
+        del pl_module
+        for optimizer in trainer.optimizers:
+            if wrong := _unfit(optimizer):
+                raise CheckpointError(
+                    f"expected a checkpoint with the state of {type(optimizer).__name__}, got one "
+                    f"whose {wrong[0]} is missing or of another shape: resume from another .ckpt "
+                    "of the run."
+                )
+
+
+def _unfit(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return options and averages of parameters that a step would stumble over."""
+    groups = optimizer.param_groups
+    missing = [key for group in groups for key in optimizer.defaults if key not in group]
+    return missing + [
+        name
+        for parameter, state in optimizer.state.items()
+        for name in AVERAGES & state.keys()
+        if state[name] is not None and getattr(state[name], "shape", None) != parameter.shape
+    ]
 
 
 def _check_checksums(path: str) -> None:

@@ -166,8 +166,10 @@ class Calibrate(Milestone):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
-        self.float_val_accuracy = state_dict["baseline"][1]
-        self.scores = {kind: Score(*values) for kind, values in state_dict["scores"].items()}
+        found = state_dict["baseline"][1]
+        self.float_val_accuracy = None if found is None else float(found)
+        scores = state_dict["scores"].items()
+        self.scores = {str(kind): Score(*map(float, values)) for kind, values in scores}
 
 
 class CalibrateActivations(Milestone):
