@@ -25,6 +25,12 @@ SMALL = [
 ]
 
 
+def hear_signals() -> None:
+    """In a child before it starts: what a background shell ignores ends it as usual."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run ``train.py`` inside ``folder`` on one thread; return what it printed and its status."""
     folder.mkdir(parents=True, exist_ok=True)

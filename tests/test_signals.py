@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.runs import ROOT, train
+from tests.runs import ROOT, hear_signals, train
 
 SCRIPT = """
 import os, sys, time
@@ -69,6 +69,7 @@ def start(folder, *overrides):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        preexec_fn=hear_signals,  # noqa: PLW1509 (only sets signals)
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, hear_signals
 
 COMMAND = ["recipe=tabular_w8a8", "schedule.float_epochs=90", "hydra.run.dir=run"]
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
@@ -56,6 +56,7 @@ def test_no_process_is_left_behind(who, status, words, tmp_path):
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             start_new_session=True,
+            preexec_fn=hear_signals,  # noqa: PLW1509 (only sets signals)
         )
     try:
         wait_for(lambda: "epoch 2/" in (tmp_path / "log").read_text(), 200)
