@@ -124,8 +124,8 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
         log.info("%s", plan_table(setup.plan))
         for line in summary(findings):
             log.warning("%s", line)
-    _fit(trainer, task, setup.data, start)
-    if "last" in config["callbacks"]:  # again, with what the callbacks did when training ended
+    has_acted = _fit(trainer, task, setup.data, start)
+    if "last" in config["callbacks"] and has_acted:  # again, with what was done when training ended
         trainer.save_checkpoint(folder / LAST)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -138,7 +138,8 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
     return report
 
 
-def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> None:
+def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> bool:
+    """Train; return whether anything was done, as after a resume there may be nothing left."""
     watch = WatchRanks()
     trainer.callbacks[:0] = [CheckOptimizers(), watch, LogPositions()]  # pyright: ignore[reportAttributeAccessIssue]
     trainer.strategy.checkpoint_io = WholeCheckpoints()
@@ -157,6 +158,7 @@ def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | Non
     except BaseException:
         watch.end()
         raise
+    return start is None or watch.trains
 
 
 def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> Report:
