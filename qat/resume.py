@@ -45,12 +45,14 @@ FILES = ("export*", "target")
 """Settings of the files that are made at last: free until a run has finished."""
 
 
-def find_start(config: Mapping[str, Any], folder: Path) -> Path | None:
+def find_start(config: Mapping[str, Any], folder: Path, *, is_first: bool = True) -> Path | None:
     """Return the checkpoint to go on from, ``None`` for a new run; nothing is written.
 
     Args:
         config: The command's settings.
         folder: The run folder.
+        is_first: Whether this is the first process of the run, which has to have the folder for
+            itself; the others share it.
 
     Raises:
         CheckpointError: If there is none, or it is another run's, or of a run that has finished.
@@ -62,12 +64,15 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Path | None:
         raise ConfigError(
             f"expected resume_changes=refuse or resume_changes=allow, got {word!r}: correct it."
         )
-    check_unused(folder)
+    if is_first:
+        check_unused(folder)
     if given is None:
-        check_free(folder)
+        if is_first:
+            check_free(folder)
         return None
     path = _checkpoint(given, folder)
-    _check_same(path, config, folder, allowed=word == "allow")
+    if is_first:
+        _check_same(path, config, folder, allowed=word == "allow")
     return path
 
 

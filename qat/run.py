@@ -81,8 +81,7 @@ def run(cfg: DictConfig) -> Report | None:
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if v}
     folder = _folder(config["output_dir"])
     if getattr(rank_zero_only, "rank", 0) != 0:
-        start = None if config["ckpt_path"] is None else find_start(config, folder)
-        return _run(config, folder, start)
+        return _run(config, folder, find_start(config, folder, is_first=False))
     with _left_as_found(folder):
         start = find_start(config, folder)
     if start is not None and is_finished(folder):

@@ -219,6 +219,9 @@ def test_a_folder_is_used_by_one_process_at_a_time_and_free_when_it_dies(tmp_pat
                 find_start({**SETTINGS, "ckpt_path": given}, folder)
         with pytest.raises(TrainingError, match=pid), occupied(folder):
             pass
+        again = {**SETTINGS, "ckpt_path": "last"}  # the other processes of a run share its folder
+        assert find_start(again, folder, is_first=False) == folder / LAST
+        assert find_start({**SETTINGS, "ckpt_path": None}, folder, is_first=False) is None
         assert everything(tmp_path) == before
         holder.kill()
     assert find_start({**SETTINGS, "ckpt_path": "last"}, folder) == folder / LAST
