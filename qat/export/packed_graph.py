@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from qat.errors import ExportError
 from qat.export.calls import CheckedCalls
-from qat.export.memory import check_memory
+from qat.export.memory_run import check_memory
 
 
 class PackedGraph(nn.Module):

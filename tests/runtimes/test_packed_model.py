@@ -400,7 +400,7 @@ def test_a_file_from_before_there_were_checksums_is_read_with_a_warning(tmp_path
 def test_a_batch_that_would_not_fit_is_refused_before_it_runs(small, monkeypatch):
     path, _, x = small
     loaded = PackedModel(path)
-    monkeypatch.setattr("qat.export.memory.available", lambda: 10**6)
+    monkeypatch.setattr("qat.export.memory_run.available", lambda: 10**6)
     assert loaded(x[:1]).shape == (1, 5)
     with pytest.raises(ExportError, match="GiB at"):
         loaded(x.repeat(50, 1, 1, 1))
