@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qat.errors import DataError, reason
 from qat.files import write_text
 from qat.terminal import show, terminal
 
@@ -37,17 +40,40 @@ HEAD = (
 
 
 def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Return the name of each run to its reports, the newest of every seed; none that failed."""
+    """Return the name of each run to its reports, the newest of every seed; none that failed.
+
+    Raises:
+        DataError: If there is no such folder, or a report is none of ours.
+    """
     newest: dict[tuple[str, str], dict[str, Any]] = {}
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise DataError(f"expected folders of runs, got '{missing[0]}': correct the path.")
     paths = [path for folder in folders for path in folder.rglob("report.json")]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime):
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path, lambda found: (found["passed"], measured([found])))
         if report["passed"] is not False:
             newest[report["name"], str(report["details"]["seed"])] = report
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for (name, _), report in sorted(newest.items()):
         runs[name].append(report)
     return runs
+
+
+def read_json(path: Path, use: Callable[[Any], object]) -> dict[str, Any]:
+    """Return what a file holds, once ``use`` could read from it what a table shows.
+
+    Raises:
+        DataError: If it could not.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        use(found)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"expected results as qat writes them in '{path}', got {reason(error)}: leave the file "
+            "out, or make it again."
+        ) from error
+    return found
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -102,9 +128,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 def peers_table(paths: list[Path], runs: dict[str, list[dict[str, Any]]]) -> str:
     """Return the table of what ``peers.py`` wrote, below the run whose name ends in its width."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for peer in sorted(
-        (json.loads(path.read_text(encoding="utf-8")) for path in paths), key=lambda p: p["seed"]
-    ):
+    read = [read_json(path, lambda p: (f"{p['lr']:g}", p["fake_quant"] + 0.0)) for path in paths]
+    for peer in sorted(read, key=lambda p: p["seed"]):
         found[peer["bits"]][f"{peer['method']}, rate {peer['lr']:g}"].append(peer)
     rows = []
     for bits, methods in sorted(found.items(), reverse=True):
@@ -179,8 +204,8 @@ def stamp(recipe: str, line: str) -> str:
     return "\n".join([*head[:old], line, *lines[len(head) :]]) + "\n"
 
 
-def main() -> None:
-    """Print the table, or write it into a page that has the marks, and into recipes."""
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return the parser, for mistakes found later, and the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, searched through")
     parser.add_argument("--into", type=Path, help="a page with <!-- results --><!-- /results -->")
@@ -191,7 +216,19 @@ def main() -> None:
     parser.add_argument(
         "--peers", nargs="+", type=Path, metavar="FILE", help="what peers.py wrote: a second table"
     )
-    options = parser.parse_args()
+    return parser, parser.parse_args()
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser, options = parse()
+    from qat.cli import guard
+
+    return guard(lambda: tables(parser, options), show_traceback=False)
+
+
+def tables(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Print the table, or write it into a page that has the marks, and into recipes."""
     runs = read_runs(options.folders)
     texts = {options.marks: table(runs)}
     if options.peers:
@@ -202,7 +239,7 @@ def main() -> None:
             write_text(path, stamp(path.read_text(encoding="utf-8"), measured(reports)))
     if options.into is None:
         show("\n\n".join(texts.values()))
-        return
+        return 0
     page = options.into.read_text(encoding="utf-8") if options.into.is_file() else ""
     for kind, text in texts.items():
         if not all(mark in page for mark in MARKS[kind]):
@@ -210,8 +247,9 @@ def main() -> None:
             parser.error(f"expected {wanted} in '{options.into}', got neither: add them.")
         page = fill(page, text, kind)
     write_text(options.into, page)
+    return 0
 
 
 if __name__ == "__main__":
     with terminal():
-        main()
+        sys.exit(main())

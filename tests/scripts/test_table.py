@@ -149,3 +149,19 @@ def test_rows_of_other_folders_stay(tmp_path: Path) -> None:
     assert [(row[0], row[4]) for row in rows[:2]] == [("a_w4a4", "91.00"), ("b_w4a4", "92.00")]
     assert [row[1] for row in rows[2:]] == ["qat", "lsq0, rate 0.01", "lsq1, rate 0.01"]
     assert rows[2][3] == "92.00"
+
+
+def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"name": 5}')
+    (tmp_path / "peer.json").write_text("[]")
+    (tmp_path / "runs").mkdir()
+    for words, named in (
+        ([tmp_path], "report.json"),
+        ([tmp_path / "none"], "none"),
+        ([tmp_path / "runs", "--peers", tmp_path / "peer.json"], "peer.json"),
+    ):
+        done = run(*words)
+        assert done.returncode == 1
+        assert done.stderr.startswith("qat: ")
+        assert named in done.stderr
+        assert done.stderr.count("\n") == 1
