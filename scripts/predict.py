@@ -120,14 +120,21 @@ def natural(text: str) -> int:
     return value
 
 
+def path(text: str) -> Path:
+    """Return ``text`` as a path; none is no folder, which a variable that is not set would be."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="a file that qat exported")
+    parser.add_argument("model", metavar="MODEL.onnx", type=path, help="a file that qat exported")
     parser.add_argument(
-        "inputs", metavar="INPUT", type=Path, nargs="+", help="image, folder of images, .npy, .npz"
+        "inputs", metavar="INPUT", type=path, nargs="+", help="image, folder of images, .npy, .npz"
     )
     number: dict[str, Any] = {"metavar": "N", "type": positive}
     parser.add_argument("--top", **number, default=1, help="classes to show for each (default: 1)")
@@ -145,7 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     output = parser.add_mutually_exclusive_group()
     for kind, text in OUTPUTS.items():
-        output.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"also write {text}")
+        output.add_argument(f"--{kind}", metavar="FILE", type=path, help=f"also write {text}")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an output that is there")
     again.add_argument("--force", action="store_true", help="replace an output that is there")

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from qat.errors import ExportError
 from qat.export.allowed import FUNCTIONS, LARGEST
 
 _LONGEST = 4096  # of a tuple: sizes have a few entries, a batch that was unbound some hundreds
 _HIGHEST_POWER = 64
+_CUTS = ("unbind", "split", "chunk", "tensor_split")
 _OPERATORS = {f for name, f in FUNCTIONS.items() if name.startswith("operator.")}
 _ADDITIONS = (operator.add, operator.iadd)
 _READS = (operator.getitem, operator.eq, operator.ne)
@@ -54,6 +56,7 @@ class CheckedCalls(fx.Interpreter):
         """
         if not (args and isinstance(args[0], Tensor)):
             raise ExportError(f"a method {target} of {_kind(args[:1])}, which is no tensor")
+        _check_parts(str(target), args, kwargs)
         return getattr(args[0], target)(*args[1:], **kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -76,12 +79,37 @@ def checked_call(target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any
     """
     if "out" in kwargs:
         raise ExportError(f"an argument out of {_name(target)}")
+    if _is_random(target, args, kwargs):
+        raise ExportError(f"{_name(target)} with random results")
+    _check_parts(_name(target), args, kwargs)
     if target is getattr:
         if not isinstance(args[0], Tensor):
             raise ExportError(f"an attribute of {_kind(args[:1])}, which is no tensor")
     elif target in _OPERATORS and not any(isinstance(value, Tensor) for value in args):
         return _on_numbers(target, args)
     return target(*args, **kwargs)
+
+
+def _is_random(target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:
+    if target is F.dropout:
+        return bool(kwargs.get("training", args[2] if len(args) > 2 else True))
+    if target is F.scaled_dot_product_attention:
+        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+    return False
+
+
+def _check_parts(name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse to cut a tensor into more parts than a model has uses for."""
+    if name not in _CUTS or not (args and isinstance(args[0], Tensor)):
+        return
+    given = [*args[1:], *kwargs.values()]
+    numbers = [abs(value) for value in given if isinstance(value, int)]
+    longest = max(args[0].shape, default=0)
+    parts = max(numbers, default=0) if name in ("chunk", "tensor_split") else longest
+    if name == "split" and numbers:
+        parts = longest // max(1, numbers[0])
+    if parts > _LONGEST:
+        raise ExportError(f"{name} into {parts:,} parts")
 
 
 def _on_numbers(target: Callable[..., Any], args: Any) -> Any:

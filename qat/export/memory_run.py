@@ -64,10 +64,14 @@ class MemoryRun(CheckedCalls):
 
 
 def _add_storages(value: Any, alive: dict[int, int]) -> None:
-    """Add the bytes of every tensor in ``value``, by storage: views share theirs."""
+    """Add the bytes of every tensor in ``value``, by storage: views share theirs.
+
+    A view counts with all of its elements where it repeats them: what reads it reads all.
+    """
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
-        alive[storage._cdata] = storage.nbytes()
+        size = max(storage.nbytes(), value.numel() * value.element_size())
+        alive[storage._cdata] = max(size, alive.get(storage._cdata, 0))
     elif isinstance(value, tuple | list):
         for part in value:
             _add_storages(part, alive)

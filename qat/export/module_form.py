@@ -141,6 +141,7 @@ def _integer_layer(
     found = _tensor(tensors, f"{name}.weight", shape)
     scale = _tensor(tensors, f"{name}.weight_scale")
     zero_point = _tensor(tensors, f"{name}.weight_zero_point", tuple(scale.shape))
+    _check_grid(name, scale, zero_point, storage)
     parts = (found * spec.storage_gain, scale / spec.storage_gain, zero_point.to(storage))
     buffers: dict[str, Tensor | None] = dict(zip(BUFFERS, parts, strict=True))
     buffers["weight_codes"] = parts[0].to(storage)
@@ -148,6 +149,15 @@ def _integer_layer(
     axis, block = (_index(codes[name][key], len(shape)) for key in ("axis", "block"))
     make_integer(layer, spec, axis, block, buffers)
     return layer.eval()
+
+
+def _check_grid(name: str, scale: Tensor, zero_point: Tensor, storage: torch.dtype) -> None:
+    """Refuse scales that are no floats, and zero points that their type does not hold."""
+    ends = torch.iinfo(storage)
+    is_whole = not zero_point.is_floating_point()
+    fits = is_whole and bool(((zero_point >= ends.min) & (zero_point <= ends.max)).all())
+    if not fits or not scale.is_floating_point():
+        raise ExportError(f"another grid of the weight of '{name}'")
 
 
 def _index(value: Any, rank: int) -> int:
@@ -169,7 +179,9 @@ def _activation_codec(
     if not all(type(end) is int and 0 <= end <= highest for end in ends) or ends[0] > ends[1]:
         raise ExportError(f"codes {ends} at site '{site}'")
     if zero_point.is_floating_point() or not 0 <= int(zero_point) <= highest:
-        raise ExportError(f"a zero point {zero_point} at site '{site}'")
+        raise ExportError(f"a zero point {int(zero_point)} at site '{site}'")
+    if not scale.is_floating_point() or float(scale) == 0:
+        raise ExportError(f"a scale {float(scale)} at site '{site}'")
     return ActivationCodec(site, spec, scale, zero_point, *ends)
 
 

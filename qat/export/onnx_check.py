@@ -103,7 +103,7 @@ def _bytes_of(tensor: TensorProto) -> int:
 
 
 def _check_scales(model: ModelProto) -> None:
-    """Refuse NaN in any weight, and scales that are no positive numbers."""
+    """Refuse NaN in any weight, and scales that are negative or infinite."""
     scales = {
         node.input[1]
         for node in model.graph.node
@@ -117,7 +117,7 @@ def _check_scales(model: ModelProto) -> None:
         if tensor.name in scales:
             is_wrong = is_wrong or not bool((np.isfinite(values) & (values >= 0)).all())
         if is_wrong:
-            raise ExportError(f"NaN, or a scale that is no positive number, in '{tensor.name}'")
+            raise ExportError(f"NaN, or a scale that is negative or infinite, in '{tensor.name}'")
 
 
 def _check_memory(model: ModelProto) -> None:

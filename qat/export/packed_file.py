@@ -128,7 +128,7 @@ def _check_numbers(name: str, value: Tensor) -> None:
     if name.endswith("scale"):
         is_wrong = is_wrong or not bool((value.isfinite() & (value >= 0)).all())
     if is_wrong:
-        raise ExportError(f"NaN, or a scale that is no positive number, in '{name}'")
+        raise ExportError(f"NaN, or a scale that is negative or infinite, in '{name}'")
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class PackedGraph(nn.Module):
         self.check_inputs(inputs)
         run = _FloatRun(self, graph=self.graph)
         run.look_up(self.modules_by_name, self.constants)
-        result = run.run(*inputs)
+        result = run.run(*(x.clone() for x in inputs))  # the graph may write into them
         self.check_unchanged()
         return result
 

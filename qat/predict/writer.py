@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from qat.errors import DataError
 from qat.predict.predictor import Prediction
+from qat.terminal import escape
 
 CHUNK = 1 << 20
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001  spreadsheets take the wide ones, too
@@ -91,9 +92,9 @@ class TableWriter(TextWriter):
             self.table.writerow(columns)
 
     def rows(self, rows: Iterable[Sequence[object]]) -> None:
-        """Take lines of the table; texts in them are made `harmless`."""
+        """Take lines of the table; texts in them are escaped for terminals and `harmless`."""
         for row in rows:
-            self.table.writerow([harmless(c) if isinstance(c, str) else c for c in row])
+            self.table.writerow([harmless(escape(c)) if isinstance(c, str) else c for c in row])
 
 
 class _Lines:

@@ -57,7 +57,7 @@ class PackedModel(nn.Module):
         """
         try:
             self.packed.check_inputs((x,))
-            logits = _IntegerRun(self.packed)(x)
+            logits = _IntegerRun(self.packed)(x.clone())  # the graph may write into it
             self.packed.check_unchanged()
             _check_tensors(logits)
         except Exception as error:  # a graph of a file raises whatever torch raises

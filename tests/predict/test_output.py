@@ -20,6 +20,7 @@ from qat.predict.predictor import Prediction
 from qat.predict.reader import Reader
 from qat.predict.state import save
 from qat.predict.writer import as_it_was, harmless
+from qat.terminal import escape
 
 OPTIONS = {"top": 2, "batch": 3, "crop": False}
 TEXT = ("csv", "json", "jsonl")
@@ -82,7 +83,7 @@ def test_what_is_written_is_what_was_predicted(kind, opened, tmp_path):
         with (tmp_path / "out").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         best = [row for row in rows if row["rank"] == "1"]
-        assert [row["file"] for row in best] == [row["file"] for row in expected]
+        assert [row["file"] for row in best] == [escape(row["file"]) for row in expected]
         shares = [float(row["probability"]) for row in rows]
         assert shares == [share for row in expected for share in row["probabilities"]]
         assert [row["class"] for row in rows[:2]] == ["a,b", "c"]

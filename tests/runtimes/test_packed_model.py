@@ -218,6 +218,10 @@ def call(target, *args, **kwargs):
     return insert("call_function", target, *args, **kwargs)
 
 
+def scale_of_input(tensors):
+    return next(value for name, value in tensors.items() if name.endswith(".scale"))
+
+
 X = object()  # the input, among the arguments of a node
 DAMAGE = {
     "function": ([node(1, "call_function"), node(2, "torch.load")], "call_function 'torch.load'"),
@@ -246,6 +250,9 @@ DAMAGE = {
     "NaN scale": ([lambda _, t: t["3.weight_scale"].fill_(math.nan)], "'3.weight_scale'"),
     "infinite scale": ([lambda _, t: t["3.weight_scale"].fill_(math.inf)], "'3.weight_scale'"),
     "negative scale": ([lambda _, t: t["3.weight_scale"].neg_()], "'3.weight_scale'"),
+    "no scale": ([lambda _, t: scale_of_input(t).zero_()], "a scale 0.0 at site"),
+    "zero point": ([lambda _, t: t["3.weight_zero_point"].fill_(300)], "another grid of the wei"),
+    "whole scale": ([lambda _, t: t.update({"3.weight_scale": t["3.weight_scale"].int()})], "grid"),
     "graph": ([lambda h, _: h.update(graph=None, no_graph=None)], "export it again"),
     "header": ([lambda h, _: h["graph"].clear()], "KeyError"),
 }
@@ -320,6 +327,16 @@ CALLS = {
     "a method": (insert("call_method", "new_zeros", X, [GIANT, GIANT]), "GiB at 'bad'"),
     "repeated": (insert("call_method", "repeat", X, GIANT, GIANT, 1, 1), "GiB at 'bad'"),
     "as many as a value says": (call("torch.repeat_interleave", X, X), "got "),
+    "a view of more than there is": (
+        insert("call_method", "expand", X, GIANT, -1, -1, -1, -1),
+        "GiB",
+    ),
+    "chunks": (call("torch.chunk", X, GIANT), "chunk into 10,000,000 parts"),
+    "dropout": (call("functional.dropout", X, 0.5, True), "dropout with random results"),
+    "attention with dropout": (
+        call("functional.scaled_dot_product_attention", X, X, X, None, 0.5),
+        "with random results",
+    ),
     "a wrong axis": (call("torch.cat", [X, X], 9), "got "),
     "nothing": (call("torch.cat", []), "got "),
 }
@@ -340,6 +357,23 @@ def test_calls_that_would_be_more_than_arithmetic_or_take_all_memory(name, small
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("cut", [["unbind"], ["split", 1], ["split", 100], ["tensor_split", 9999]])
+def test_no_tensor_is_cut_into_more_parts_than_a_model_uses(cut, small):
+    path, _, x = small
+
+    def change(header, tensors):
+        rows = header["graph"]["nodes"]
+        rows.insert(1, ["big", "call_function", "torch.zeros", [10**6], {}, None])
+        name, *more = cut
+        rows.insert(
+            2, ["cut", "call_function", f"torch.{name}", [{"node": "big"}, *more], {}, None]
+        )
+
+    edit(path, change)
+    with pytest.raises(ExportError, match=rf"{cut[0]} into [\d,]+ parts"):
+        PackedModel(path)(x)
+
+
 def relisted(change):
     """Name the input also where it stands inside a list or among the named arguments."""
 
@@ -350,6 +384,16 @@ def relisted(change):
         row[4] = dict.fromkeys(row[4], first)
 
     return changed
+
+
+def test_what_is_predicted_from_cannot_be_changed_either(small):
+    path, converted, x = small
+    edit(path, insert("call_method", "add_", X, 1))
+    before, loaded = x.clone(), PackedModel(path)
+    assert torch.equal(loaded(x), loaded(x))
+    assert torch.equal(loaded.packed(x), loaded.packed(x))
+    assert torch.equal(x, before)
+    assert torch.equal(loaded(x), IntegerRun(converted)(x + 1))
 
 
 def test_weights_cannot_be_changed_by_running(small):
