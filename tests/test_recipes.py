@@ -76,7 +76,10 @@ def special(recipe: str, folder: Path) -> list[str]:
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, marks=pytest.mark.slow) if r == "mobilenet_w8a8" else r for r in RECIPES],
+)
 def test_recipe_trains_two_steps_and_ships(recipe, tmp_path):
     overrides = [f"recipe={recipe}", *TWO_STEPS, *special(recipe, tmp_path / "images")]
     report = run(compose(overrides, tmp_path / "run"))

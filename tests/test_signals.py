@@ -40,7 +40,13 @@ def test_a_signal_is_a_sentence_and_a_status(number, kind, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(int(number)), kind]
     done = subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=hear_signals,
     )
     said = "" if kind == "silent" else f"qat: stopped by {number.name}: do this\n"
     assert done.stderr == said

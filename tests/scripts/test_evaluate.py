@@ -16,12 +16,12 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-@pytest.mark.parametrize("which", ["table_run", "image_run"])
 @pytest.mark.parametrize(
-    ("file", "kind", "key"),
+    ("which", "file", "kind", "key"),
     [
-        ("checkpoints/last.ckpt", "checkpoint", "fake_quant"),
-        ("model.onnx", "onnx", "onnxruntime"),
+        ("table_run", "checkpoints/last.ckpt", "checkpoint", "fake_quant"),
+        ("table_run", "model.onnx", "onnx", "onnxruntime"),
+        ("image_run", "model.onnx", "onnx", "onnxruntime"),
     ],
 )
 def test_accuracy_is_that_of_the_report(which, file, kind, key, request, call, tmp_path):

@@ -31,6 +31,7 @@ def test_the_best_goes_with_the_run(place, saved, tmp_path):
     if place == "moved":
         (tmp_path / "old").rename(folder)
     again = make(folder)
+    again._resumed = folder if place == "moved" else tmp_path / "old"  # as setup finds it
     again.load_state_dict(saved)
     path = folder / "best.ckpt"
     assert path.read_text() == "best"
@@ -49,3 +50,14 @@ def test_without_its_file_the_best_starts_anew(saved, tmp_path):
     again.load_state_dict(saved)
     assert again.best_model_score is None
     assert again.best_k_models == {}
+
+
+def test_no_file_of_another_folder_is_taken_for_the_best(saved, tmp_path):
+    """A state names a path; only its name counts, beside the checkpoint that is resumed."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/best.ckpt").write_text("mine")
+    again = make(tmp_path / "new")
+    again._resumed = tmp_path / "elsewhere"
+    again.load_state_dict({**saved, "best_model_path": str(tmp_path / "secret/best.ckpt")})
+    assert not (tmp_path / "new/best.ckpt").exists()
+    assert again.best_model_score is None

@@ -22,6 +22,9 @@ class QuantizedCheckpoint(ModelCheckpoint):
     Takes what Lightning's ``ModelCheckpoint`` takes.
     """
 
+    _resumed: Path | None = None
+    """The folder of the checkpoint that is resumed."""
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the metric once the model is quantized."""
         assert isinstance(pl_module, QATTask)
