@@ -19,6 +19,7 @@ from qat.export.allowed import FUNCTIONS, LARGEST
 _LONGEST = 4096  # of a tuple: sizes have a few entries, a batch that was unbound some hundreds
 _HIGHEST_POWER = 64
 _CUTS = ("unbind", "split", "chunk", "tensor_split")
+_NUMBERED = ("chunk", "tensor_split")  # these take how many parts, split how large one is
 _OPERATORS = {f for name, f in FUNCTIONS.items() if name.startswith("operator.")}
 _ADDITIONS = (operator.add, operator.iadd)
 _READS = (operator.getitem, operator.eq, operator.ne)
@@ -102,12 +103,14 @@ def _check_parts(name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse to cut a tensor into more parts than a model has uses for."""
     if name not in _CUTS or not (args and isinstance(args[0], Tensor)):
         return
-    given = [*args[1:], *kwargs.values()]
-    numbers = [abs(value) for value in given if isinstance(value, int)]
-    longest = max(args[0].shape, default=0)
-    parts = max(numbers, default=0) if name in ("chunk", "tensor_split") else longest
-    if name == "split" and numbers:
-        parts = longest // max(1, numbers[0])
+    given = [*args[1:], *(value for key, value in kwargs.items() if key != "dim")]
+    place = 1 if name == "unbind" else 2
+    dim = kwargs.get("dim", args[place] if len(args) > place else 0)
+    size = 1 if name == "unbind" else given[0]
+    if isinstance(size, list | tuple):
+        parts = len(size)
+    else:
+        parts = size if name in _NUMBERED else args[0].shape[dim] // max(1, size)
     if parts > _LONGEST:
         raise ExportError(f"{name} into {parts:,} parts")
 

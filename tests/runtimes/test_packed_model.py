@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qat.errors import ExportError
+from qat.export.calls import checked_call
 from qat.export.packed import first_packed_difference, holds_graph, load_packed, save_packed
 from qat.export.packed_file import pack_file
 from qat.export.packed_graph import PackedGraph
@@ -372,6 +373,26 @@ def test_no_tensor_is_cut_into_more_parts_than_a_model_uses(cut, small):
     edit(path, change)
     with pytest.raises(ExportError, match=rf"{cut[0]} into [\d,]+ parts"):
         PackedModel(path)(x)
+
+
+WIDE = torch.zeros(3, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs", "parts"),
+    [
+        (torch.unbind, [WIDE], {}, 3),
+        (torch.unbind, [WIDE, 0], {}, 3),
+        (torch.split, [WIDE, [4000, 6000], 1], {}, 2),
+        (torch.split, [WIDE, [4000, 6000]], {"dim": -1}, 2),
+        (torch.split, [WIDE, 1], {}, 3),
+        (torch.split, [WIDE, 5000], {"dim": 1}, 2),
+        (torch.chunk, [WIDE, 2, 1], {}, 2),
+        (torch.tensor_split, [WIDE, [9000]], {"dim": 1}, 2),
+    ],
+)
+def test_wide_tensors_are_cut_as_models_cut_them(target, args, kwargs, parts):
+    assert len(checked_call(target, args, kwargs)) == parts
 
 
 def relisted(change):
