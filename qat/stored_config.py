@@ -8,6 +8,7 @@ registers under the entry point ``qat.targets``, and what the user permits by na
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,6 +26,17 @@ LARGEST = 2**20
 _DEEPEST = 20
 _TIMM = "timm.create_model"
 _TIMM_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+
+
+def add_allow(parser: ArgumentParser) -> None:
+    """Add the option ``--allow``, by which a user permits a class."""
+    parser.add_argument(
+        "--allow",
+        metavar="CLASS",
+        action="append",
+        default=[],
+        help="let the config in the file build this: package.module.Class",
+    )
 
 
 def check_stored(

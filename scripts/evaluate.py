@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qat.files import write_text
+from qat.stored_config import add_allow
 from qat.terminal import show, terminal
 
 if TYPE_CHECKING:
@@ -55,13 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="GROUP", help="short for data=GROUP")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
-    parser.add_argument(
-        "--allow",
-        metavar="CLASS",
-        action="append",
-        default=[],
-        help="let the config in the file build this: package.module.Class",
-    )
+    add_allow(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_intermixed_args(argv)

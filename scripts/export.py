@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.stored_config import add_allow
 from qat.terminal import show, terminal
 
 EPILOG = """
@@ -36,13 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="default: export-<checkpoint> in the run folder"
     )
-    parser.add_argument(
-        "--allow",
-        metavar="CLASS",
-        action="append",
-        default=[],
-        help="let the config in the file build this: package.module.Class",
-    )
+    add_allow(parser)
     parser.add_argument("--force", action="store_true", help="overwrite a model in the folder")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qat.files import write_text
+from qat.stored_config import add_allow
 from qat.terminal import show, terminal
 
 EPILOG = """
@@ -37,13 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runtime", metavar="NAME", action="append", default=[], help="run the file there, too"
     )
-    parser.add_argument(
-        "--allow",
-        metavar="CLASS",
-        action="append",
-        default=[],
-        help="let the config in the file build this: package.module.Class",
-    )
+    add_allow(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_intermixed_args(argv)
