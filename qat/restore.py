@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qat.assemble import Config, Setup, set_up
-from qat.errors import CalibrationError, CheckpointError, ConfigError, DataError, reason
+from qat.errors import CalibrationError, CheckpointError, DataError, reason
 from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
@@ -163,7 +163,7 @@ def restore(
     config["model"] = without_downloads(config["model"])
     try:
         setup = set_up(config)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(  # its sections may hold anything
             f"expected the config of a run in '{checkpoint.path}', got {reason(error)} from it: "
             "the file was changed or is of another version; use another."
