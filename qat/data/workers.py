@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -22,6 +23,7 @@ from qat.errors import DataError, QatError, printable
 from qat.memory import SHARED, free_shared, shown
 
 PREFETCH = 2  # batches that each worker reads ahead: PyTorch's default
+DYING = 5.0  # seconds: a process closes its connections some time before it has an exit status
 IN_USE = 3  # batches: of the step, of the one before it, and being handed over
 BYTES_OF_INPUT, BYTES_OF_LABEL = 4, 8  # float32 and int64
 FEWER = "set data.num_workers=0, lower data.num_workers or lower data.batch_size"
@@ -141,11 +143,15 @@ def own_child_signals() -> Iterator[None]:
 
 
 def death(workers: Sequence[Any]) -> DataError | None:
-    """Return the error for workers of which one has died; None if all are alive.
+    """Return the error for workers of which one has died, or is about to; None if all are alive.
 
     Args:
         workers: Processes of a loader.
     """
+    ended = wait([worker.sentinel for worker in workers], timeout=DYING)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()
     dead = [worker for worker in workers if worker.exitcode]
     if not dead:
         return None

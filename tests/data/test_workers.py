@@ -133,6 +133,20 @@ def test_how_a_worker_died():
     assert "exit status 3): set data.num_workers=0" in str(death([failed]))
 
 
+def close_everything_then_die():
+    os.closerange(3, 256)
+    time.sleep(0.3)
+    os._exit(3)
+
+
+def test_a_worker_that_is_dying_counts_as_dead():
+    """Its connections close first, and the main process meets that before the exit status."""
+    worker = multiprocessing.get_context("fork").Process(target=close_everything_then_die)
+    worker.start()
+    assert worker.exitcode is None
+    assert "exit status 3" in str(death([worker]))
+
+
 def test_shared_memory_is_compared_with_what_is_read_ahead():
     free = free_shared()
     if free is None:
