@@ -48,7 +48,7 @@ def model(request, tied):
     return folded(float_model, SCHEMES[request.param], tokens(32))
 
 
-def test_the_whole_way_keeps_every_prediction(model, tmp_path):
+def test_tokens_come_in_as_integers_and_every_prediction_is_kept(model, tmp_path):
     captured, _ = model
     converted = convert(captured)
     export_onnx(converted, tokens(2)[:1], tmp_path / "m.onnx")
@@ -60,10 +60,6 @@ def test_the_whole_way_keeps_every_prediction(model, tmp_path):
     agreement, difference = compare_outputs(*rows)
     assert agreement == 1.0
     assert difference < 2.5  # in 1/255 of the range; a code that turned is one step
-
-
-def test_tokens_come_in_as_integers(model, tmp_path):
-    export_onnx(convert(model[0]), tokens(1), tmp_path / "m.onnx")
     (source,) = onnx.load(tmp_path / "m.onnx").graph.input
     kind = source.type.tensor_type
     assert kind.elem_type == onnx.TensorProto.INT64
