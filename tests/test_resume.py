@@ -8,7 +8,6 @@ import torch
 from tests.runs import SMALL, train
 from tests.same_run import apart
 
-FUSED = ["compile=regional"]
 EVERY_STEP = "+callbacks.last.every_n_train_steps=1"
 STEPS = {"float": 5, "quantize": 13, "fold": 25}  # 9 batches an epoch: 9 float, 18 quantized
 
@@ -18,10 +17,15 @@ def only_run(folder: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="module", params=["off", pytest.param("regional", marks=pytest.mark.slow)])
+def small(request) -> list[str]:
+    return [*SMALL, f"compile={request.param}", EVERY_STEP.lstrip("+")]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(small, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = train(folder, *SMALL, *FUSED, EVERY_STEP.lstrip("+"))
+    done = train(folder, *small)
     assert done.returncode == 0, done.stderr
     return only_run(folder)
 
@@ -29,9 +33,9 @@ def whole(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "phase", [pytest.param(p, marks=() if p == "quantize" else pytest.mark.slow) for p in STEPS]
 )
-def test_killed_and_resumed_is_bit_identical(phase, whole, tmp_path):
+def test_killed_and_resumed_is_bit_identical(phase, small, whole, tmp_path):
     kill = f"{{_target_: tests.runs.KillAt, step: {STEPS[phase]}, mark: '{tmp_path}/mark'}}"
-    command = [*SMALL, *FUSED, EVERY_STEP.lstrip("+"), f"+callbacks.kill={kill}"]
+    command = [*small, f"+callbacks.kill={kill}"]
     died = train(tmp_path, *command)
     assert died.returncode == -9, died.stderr
     saved = torch.load(only_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
@@ -47,9 +51,9 @@ def check_equal(whole: Path, resumed: Path) -> None:
     assert apart(whole, resumed) == []
 
 
-def test_resuming_a_finished_run_changes_no_file(whole):
+def test_resuming_a_finished_run_changes_no_file(small, whole):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    done = train(whole.parents[2], *SMALL, *FUSED, "ckpt_path=last")
+    done = train(whole.parents[2], *small, "ckpt_path=last")
     assert done.returncode == 0, done.stderr
     assert f"this run has finished; artifact and report in {whole}" in done.stdout
     assert only_run(whole.parents[2]) == whole
