@@ -34,6 +34,7 @@ from qat.run_folder import CONFIG, LAST, PLAN, is_finished, occupied, unwritable
 from qat.trainer import make_task, make_trainer
 from qat.training.callbacks import Calibrate, Clock
 from qat.training.checkpoint_io import CheckOptimizers, WholeCheckpoints
+from qat.training.ending import Ending
 from qat.training.heap import apply_keep_memory
 from qat.training.loggers import LogPositions
 from qat.training.ranks import WatchRanks
@@ -123,8 +124,8 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
         log.info("%s", plan_table(setup.plan))
         for line in summary(findings):
             log.warning("%s", line)
-    has_acted = _fit(trainer, task, setup.data, start)
-    if "last" in config["callbacks"] and has_acted:  # again, with what was done when training ended
+    is_new = _fit(trainer, task, setup.data, start)
+    if "last" in config["callbacks"] and is_new:  # again, with what was done when training ended
         trainer.save_checkpoint(folder / LAST)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -139,8 +140,9 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
 
 def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> bool:
     """Train; return whether anything was done, as after a resume there may be nothing left."""
-    watch = WatchRanks()
+    watch, ending = WatchRanks(), Ending()
     trainer.callbacks[:0] = [CheckOptimizers(), watch, LogPositions()]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.callbacks.append(ending)  # pyright: ignore[reportAttributeAccessIssue]
     trainer.strategy.checkpoint_io = WholeCheckpoints()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
@@ -157,7 +159,7 @@ def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | Non
     except BaseException:
         watch.end()
         raise
-    return start is None or watch.trains
+    return start is None or watch.trains or ending.catch_up(trainer, task)
 
 
 def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> Report:

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from qat.compose import compose
+from qat.run import run
 from tests.runs import SMALL, train
 from tests.same_run import apart
 
 EVERY_STEP = "+callbacks.last.every_n_train_steps=1"
+EMA = "_target_: qat.training.callbacks.EMA, decay: 0.8"
 STEPS = {"float": 5, "quantize": 13, "fold": 25}  # 9 batches an epoch: 9 float, 18 quantized
 
 
@@ -47,6 +51,36 @@ def test_killed_and_resumed_is_bit_identical(phase, small, whole, tmp_path):
     check_equal(whole, only_run(tmp_path))
 
 
+class StopError(Exception):
+    """A stop behind the last checkpoint of the last epoch."""
+
+
+class StopAtEnd(pl.Callback):
+    """Stop in front of all that is done when training ends, once."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = Path(mark)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.mark.exists():
+            self.mark.touch()
+            raise StopError
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
+def test_what_is_done_when_training_ends_is_done_by_the_resumed_run(tmp_path):
+    """The fold, the averages and the last share of pruning come behind the last checkpoint."""
+    few = ["recipe=tabular_w8a8", "schedule.float_epochs=0", "schedule.epochs=1", "compile=off"]
+    late = ["schedule.fold=1.0", "pruning=magnitude", f"callbacks.ema={{{EMA}}}"]
+    stop = f"callbacks.kill={{_target_: tests.test_resume.StopAtEnd, mark: '{tmp_path}/mark'}}"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(compose([*few, *late], whole))
+    with pytest.raises(StopError):
+        run(compose([*few, *late, "+" + stop], stopped))
+    run(compose([*few, *late, "+" + stop, "ckpt_path=last"], stopped))
+    check_equal(whole, stopped)
+
+
 def check_equal(whole: Path, resumed: Path) -> None:
     assert apart(whole, resumed) == []
 
@@ -67,7 +101,7 @@ AIDS = [
     "oscillations=freeze",
     "oscillations.momentum=0.2",
     "distillation=features",
-    "callbacks.ema={_target_: qat.training.callbacks.EMA, decay: 0.8}",
+    f"callbacks.ema={{{EMA}}}",
     f"callbacks.reestimate_batch_norm={{{REESTIMATE}, every_validation: true}}",
     "export.threshold=0.0",  # what is compared is two runs
 ]
