@@ -8,10 +8,13 @@ import threading
 import time
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import LightningEnvironment
 
 from qat import signals
 
+FIRST = "QAT_FIRST_PROCESS"
+"""Environment variable with the process id of the first process, for those that it starts."""
+RANK = "LOCAL_RANK"
+"""Set by whoever starts the others: Lightning, torchrun or a cluster."""
 PERIOD = 0.3
 GRACE = 1.5
 
@@ -27,19 +30,22 @@ class WatchRanks(pl.Callback):
         self._over = threading.Event()
         self.trains = False
         """Whether training has begun: what failed before then lay in the checkpoint."""
+        if RANK not in os.environ:
+            os.environ[FIRST] = str(os.getpid())
+        elif os.environ[RANK] != "0" and FIRST in os.environ:
+            self._start()  # now: the first process may die before all have found each other
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start to watch, once all processes are there."""
+        """Start to watch the processes that this one started."""
         del pl_module, stage
-        launcher = trainer.strategy.launcher
-        started = getattr(launcher, "procs", [])
-        environment = trainer.strategy.cluster_environment if launcher else None  # pyright: ignore[reportAttributeAccessIssue]
+        started = getattr(trainer.strategy.launcher, "procs", [])
         if started:
             self._children = list(started)
             started.clear()  # an empty list ends Lightning's observer
-        elif not isinstance(environment, LightningEnvironment) or trainer.local_rank == 0:
-            return
-        threading.Thread(target=self._watch, args=[os.getppid()], daemon=True).start()
+            self._start()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take signals back: Lightning's handler talks to other processes inside of one."""
@@ -66,9 +72,9 @@ class WatchRanks(pl.Callback):
         if not self._over.is_set():
             time.sleep(2 * GRACE)
 
-    def _watch(self, parent: int) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(PERIOD):
-            found = self._dead(parent)
+            found = self._dead()
             if found is None:
                 continue
             if self._over.wait(GRACE) or signals.stopping():
@@ -76,9 +82,9 @@ class WatchRanks(pl.Callback):
             self._kill()
             signals.leave(f"expected all processes of the run to live, got {found}", 1)
 
-    def _dead(self, parent: int) -> str | None:
+    def _dead(self) -> str | None:
         """Return how another process ended, if one did."""
         if not self._children:
-            return None if os.getppid() == parent else "the end of the first"
+            return None if os.getppid() == int(os.environ[FIRST]) else "the end of the first"
         codes = [child.poll() for child in self._children]
         return next((f"one that ended with status {code}" for code in codes if code), None)

@@ -36,6 +36,20 @@ def send(who: str, run: subprocess.Popen[str], child: int) -> None:
         run.send_signal(signal.Signals[who])
 
 
+def start(folder: Path) -> subprocess.Popen[str]:
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *COMMAND, *TWO],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+            preexec_fn=hear_signals,  # noqa: PLW1509 (only sets signals)
+        )
+
+
 @pytest.mark.parametrize(
     ("who", "status", "words"),
     [
@@ -47,17 +61,7 @@ def send(who: str, run: subprocess.Popen[str], child: int) -> None:
     ],
 )
 def test_no_process_is_left_behind(who, status, words, tmp_path):
-    with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *COMMAND, *TWO],
-            cwd=tmp_path,
-            stdout=log,
-            stderr=log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-            preexec_fn=hear_signals,  # noqa: PLW1509 (only sets signals)
-        )
+    run = start(tmp_path)
     try:
         wait_for(lambda: "epoch 2/" in (tmp_path / "log").read_text(), 200)
         (child,) = children(run.pid)
@@ -71,6 +75,18 @@ def test_no_process_is_left_behind(who, status, words, tmp_path):
     assert words in sentence
     assert sentence.endswith(" ".join([*COMMAND, *TWO, "ckpt_path=last"]))
     assert "Traceback" not in said
+
+
+def test_the_second_ends_if_the_first_dies_before_they_have_met(tmp_path):
+    run = start(tmp_path)
+    try:
+        wait_for(lambda: children(run.pid), 100)
+        (child,) = children(run.pid)
+        run.kill()
+        run.wait()
+        wait_for(lambda: not Path(f"/proc/{child}").exists(), 60)
+    finally:
+        run.kill()
 
 
 def wait_for(condition, seconds: float) -> None:
