@@ -4,12 +4,21 @@ import math
 from copy import deepcopy
 
 import pytest
+from torch import nn
 
 from qat.assemble import make_schedule
 from qat.compose import compose_plain
 from qat.errors import ConfigError, QatError
 from qat.settings.check import check
 from qat.trainer import make_trainer
+
+
+class Untyped(nn.Module):
+    """A model whose parameters have defaults and no annotations."""
+
+    def __init__(self, num_classes=3, act="ReLU"):
+        super().__init__()
+
 
 BASE = ["recipe=tabular_w8a8", "distillation=logits", "pruning=magnitude", "optimizer=sam"]
 
@@ -117,6 +126,7 @@ def test_what_is_documented_passes(config):
         ("trainer.limit_train_batches", 0.5),
         ("schedule.bits", {8: 0.0, 4: 3}),
         ("scheme.rules.mine", {"match": "linear", "weight": "float"}),
+        ("model", {"name": "custom", "_target_": "tests.test_settings.Untyped", "act": "GELU"}),
         ("scheme.rules.body.weight.quantizer", {"name": "lsq", "rounding": "stochastic"}),
     ):
         check(changed(config, key, value))
