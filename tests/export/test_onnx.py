@@ -12,17 +12,13 @@ from qat.errors import ExportError
 from qat.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from qat.export.runtime import OnnxModel
 from qat.export.verify import compare_outputs, compare_sites
-from qat.fake_quant import FakeQuant
 from qat.graph.convert import convert
-from qat.graph.insert import prepare
 from qat.integer_layers import IntegerLayer
-from qat.layers import fold
 from qat.models import build
 from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from tests.export.conftest import Exported, export
-from tests.helpers import HAS_VNNI, calibrate, folded, make_scheme, smooth_images, warm_up
-from tests.reference.test_run import grid, kernel, on_grid
+from tests.helpers import HAS_VNNI, folded, make_scheme, smooth_images, warm_up
 
 SCHEMES = [(8, 8), (4, 8), (4, 4), (2, 2)]
 INTEGERS = {onnx.TensorProto.INT8, onnx.TensorProto.INT16}
@@ -283,29 +279,6 @@ def test_missing_and_damaged_files(tmp_path):
         OnnxModel(broken)
 
 
-@pytest.mark.parametrize(("low", "refused"), [(1e-6, True), (1.0, False)])
-def test_average_pool_of_a_dead_image_still_runs(tmp_path, low, refused):
-    """Input and output scales so far apart that onnxruntime's kernel does not take them."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-    )
-    x = smooth_images(8, 8)
-    captured, _ = prepare(model, make_scheme(), x[:2])
-    calibrate(captured, x)
-    pool = captured.get_submodule("activations.1")
-    assert isinstance(pool, FakeQuant)
-    pool.quantizer.set_range(torch.tensor(-low), torch.tensor(low))
-    fold(captured)
-    converted = convert(captured)
-    path = tmp_path / "model.onnx"
-    export_onnx(converted, x[:1], path)
-    ops = Counter(n.op_type for n in onnx.load(path).graph.node)
-    assert ops["ReduceMean"] == refused
-    assert ops["GlobalAveragePool"] == (not refused)
-    torch.testing.assert_close(OnnxModel(path)(x), IntegerRun(converted)(x))
-
-
 class Weighing(nn.Module):
     """A softmax that reads codes, and a layer that is called with two scales."""
 
@@ -330,13 +303,3 @@ def test_softmax_of_codes_and_layers_with_two_scales_are_exact(tmp_path):
     found = compare_sites(partial(IntegerRun, exported.model), exported.path, exported.sites, x)
     if HAS_VNNI:  # without it, onnxruntime cuts sums off where two layers have one weight
         assert [s for s in found if s.share > 1e-5] == []
-
-
-def test_integer_softmax_is_still_a_255th_too_small():
-    """Once this fails, ``workarounds._integer_softmaxes`` is no longer needed."""
-    fine, shares = grid(0.1, 128), grid(1 / 255, 0)
-    x = torch.randint(0, 256, (64, 4), dtype=torch.uint8)
-    got = kernel("QLinearSoftmax", [x], [fine, shares], "com.microsoft", axis=-1, opset=13)
-    expected = (on_grid(x, fine).real().softmax(-1) * 255).round()
-    assert (got - expected).abs().max() == 1
-    assert (got <= expected).all()
