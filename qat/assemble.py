@@ -30,6 +30,7 @@ _EXPORT: Mapping[str, Callable[[Any], object]] = {
     "threshold": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
     "site_samples": lambda value: isinstance(value, int) and value >= 1,
     "storage": check_storage,
+    "trial": lambda value: isinstance(value, bool),
 }
 
 
@@ -180,7 +181,7 @@ def make_evaluation(data: DataModule, config: Config) -> Evaluation:
 
 
 def export_settings(config: Config) -> dict[str, Any]:
-    """Return the node ``export``: fields of ``Evaluation``; older runs may lack some.
+    """Return fields of ``Evaluation`` from the node ``export``; older runs may lack some.
 
     Raises:
         ConfigError: If a value makes no sense.
@@ -189,10 +190,11 @@ def export_settings(config: Config) -> dict[str, Any]:
     for key, value in export.items():
         if key not in _EXPORT or not _EXPORT[key](value):
             raise ConfigError(
-                "expected export.threshold from 0 to 1, a whole export.site_samples of at least 1 "
-                f"and export.storage, got export.{key}={value!r}: correct or remove it."
+                "expected export.threshold from 0 to 1, a whole export.site_samples of at least "
+                "1, export.storage and export.trial=true or false, got "
+                f"export.{key}={value!r}: correct or remove it."
             )
-    return export
+    return {key: value for key, value in export.items() if key != "trial"}
 
 
 def describe(data: DataModule, config: Config) -> dict[str, Any]:

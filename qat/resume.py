@@ -21,6 +21,7 @@ FREE = (
     "keep_memory",
     "checkpointing",  # computes things again, bit for bit
     "data.num_workers",
+    "export.trial",
     "logger*",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",

@@ -39,6 +39,7 @@ from qat.training.heap import apply_keep_memory
 from qat.training.loggers import LogPositions
 from qat.training.ranks import WatchRanks
 from qat.training.task import QATTask
+from qat.trial import try_export
 
 log = logging.getLogger("qat")
 UNFIT = (
@@ -124,6 +125,7 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
         log.info("%s", plan_table(setup.plan))
         for line in summary(findings):
             log.warning("%s", line)
+    _try_export(trainer, setup, config, start)
     is_new = _fit(trainer, task, setup.data, start)
     if "last" in config["callbacks"] and is_new:  # again, with what was done when training ended
         trainer.save_checkpoint(folder / LAST)
@@ -136,6 +138,15 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
     if not report.is_study:
         report.verification.check()
     return report
+
+
+def _try_export(trainer: pl.Trainer, setup: Setup, config: Config, start: Path | None) -> None:
+    """Export the untrained model once, where training and an artifact follow."""
+    wanted = config["export"].get("trial", True)  # configs of older runs have none
+    follows = start is None and trainer.max_epochs != 0 and find_target(config["target"]).exports
+    if wanted and follows and trainer.is_global_zero:
+        seconds = try_export(setup.captured, config["export"]["storage"])
+        log.info("trial export: both files can be written and run (%.1f s)", seconds)
 
 
 def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> bool:

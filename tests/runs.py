@@ -21,6 +21,7 @@ SMALL = [
     "callbacks.monitor.histograms=false",
     "trainer.accelerator=cpu",
     "export.threshold=1.0",
+    "export.trial=false",  # tests/test_trial.py
     "compile=off",  # no process needs seconds to load compiled kernels; resumes switch them on
 ]
 

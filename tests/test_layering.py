@@ -25,7 +25,7 @@ LAYERS = [
     {"reference", "initialise"},
     {"runtimes"},
     {"training", "predict"},
-    {"gate"},
+    {"gate", "trial"},
     {"artifact"},
     {"settings"},
     {"explain"},

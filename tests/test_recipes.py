@@ -26,6 +26,7 @@ TWO_STEPS = [
     "callbacks.progress=null",
     "logger=none",
     "export.threshold=1.0",
+    "export.trial=false",  # tests/test_trial.py
     "compile=off",  # compiling takes longer than two steps do; tests/training/test_compiled.py
 ]
 TINY = [

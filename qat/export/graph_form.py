@@ -23,11 +23,21 @@ from qat.export.packed_graph import PackedGraph
 _PATH = re.compile(r"[\w/-]+(\.[\w/-]+)*", re.ASCII)
 
 
+class UnnamedOperationError(ExportError):
+    """An operation that no packed file may name.
+
+    Attributes:
+        node: Where it stands.
+    """
+
+    node: fx.Node
+
+
 def describe_graph(model: fx.GraphModule) -> dict[str, Any]:
     """Return the graph of a converted model as JSON, without its tensors.
 
     Raises:
-        ExportError: If an operation is none that a file may name; says which, and where.
+        UnnamedOperationError: If an operation is none that a file may name; says which, and where.
     """
     rows: list[Any] = []
     names = called_modules(model)
@@ -41,11 +51,13 @@ def describe_graph(model: fx.GraphModule) -> dict[str, Any]:
                 modules[target] = describe_module(module)
             rows.append([node.name, node.op, target, *_encode_arguments(node)])
         except ExportError as error:
-            raise ExportError(
+            refused = UnnamedOperationError(
                 f"expected operations of torch at every node of the graph, got {error} at "
                 f"'{_place(node)}': write it with torch.nn and torch.nn.functional, or use "
                 "model.onnx."
-            ) from error
+            )
+            refused.node = node
+            raise refused from error
     return {"nodes": rows, "modules": modules}
 
 

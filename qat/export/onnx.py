@@ -19,7 +19,8 @@ import torch
 from onnxscript import ir, opset21
 from torch import Tensor, fx
 
-from qat.errors import ExportError
+from qat.errors import ExportError, reason
+from qat.export.conversion_error import without_form
 from qat.export.dynamic import suit_dynamic_kernels
 from qat.export.onnx_file import PRODUCER, write_onnx
 from qat.export.quiet import quiet
@@ -115,7 +116,10 @@ def export_onnx(
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"expected a valid ONNX model for '{path}', got: {error}.") from error
+        raise ExportError(
+            f"expected a valid ONNX model for '{path.name}', got {reason(error)}: replace the "
+            "operation, or train with target=simulation, which writes no file."
+        ) from error
     write_onnx(path, proto)
     return sites
 
@@ -144,10 +148,7 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(
-                "expected every operation of the model to have an ONNX form, "
-                f"got {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise without_form(error, model) from error
     assert program is not None
     graph = program.model.graph
     suit_dynamic_kernels(graph)

@@ -17,7 +17,7 @@ class _Reference:
 
 
 def flatten_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """Return ``graph`` as plain tuples; of the metadata only what was measured."""
+    """Return ``graph`` as plain tuples; of the metadata what was measured, and its line."""
 
     def name(node: fx.Node) -> Any:
         return _Reference(node.name)
@@ -26,7 +26,7 @@ def flatten_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return map_arg(args, name)
 
     def kept(node: fx.Node) -> dict[str, Any]:
-        return {k: node.meta[k] for k in ("shape", "macs") if k in node.meta}
+        return {k: node.meta[k] for k in ("shape", "macs", "line") if k in node.meta}
 
     return [(n.op, n.target, refer(n.args), refer(n.kwargs), n.name, kept(n)) for n in graph.nodes]
 

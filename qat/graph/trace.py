@@ -8,9 +8,7 @@ and buffers of the model it was given: names, their order and checkpoints stay a
 
 from __future__ import annotations
 
-import traceback
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch.utils._pytree import TreeSpec
 
 from qat.errors import GraphError
 from qat.graph.captured import MODES, Captured
+from qat.graph.lines import line_of_error
 from qat.graph.signature import Example, Signature
 from qat.graph.tracer import ModeTracer
 from qat.graph.views import CONTAINER, Views
@@ -131,7 +130,7 @@ class _Capture:
             where = ".".join(filter(None, tracer.current[-1:])) or "the model itself"
             raise GraphError(
                 f"expected a model whose forward can be traced, got {type(error).__name__} "
-                f"({error}) in module '{where}' at {_line_of(error)}: replace control flow on "
+                f"({error}) in module '{where}' at {line_of_error(error)}: replace control flow on "
                 "tensor values there by tensor operations, or move it into a submodule, which is "
                 "then left whole."
             ) from error
@@ -198,17 +197,8 @@ def _check_runs(model: nn.Module, call: Example) -> None:
         shapes = [tuple(x.shape) for x in (*call.args, *call.kwargs.values()) if torch.is_tensor(x)]
         raise GraphError(
             f"expected a model that takes a batch of shape {', '.join(map(str, shapes))}, got "
-            f"{type(error).__name__} ({reason}) at {_line_of(error)}: choose "
+            f"{type(error).__name__} ({reason}) at {line_of_error(error)}: choose "
             "an input size, number of channels or model that fit each other."
         ) from error
     finally:
         model.train(was_training)
-
-
-def _line_of(error: BaseException) -> str:
-    """Return ``file:line (code)`` of the user's code that raised ``error``."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if not f.filename.startswith(ours)]
-    frame = (mine or list(frames))[-1]
-    return f"{frame.filename}:{frame.lineno} ({frame.line})"

@@ -8,7 +8,6 @@ looked into all the same, fused attention is taken apart, a functional layer bec
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from qat.graph import attention
+from qat.graph.lines import current_line, current_lines
 from qat.graph.proxy import FACTORIES, ValueDecisionError, ValueProxy, factory
 from qat.graph.signature import Signature
 from qat.graph.values import Values, is_plain
@@ -71,13 +71,13 @@ class ModeTracer(fx.Tracer):
             self.values.set_input(node, tensor, self.follows_batch * self.signature.batch)
             proxies.append(self.proxy(node))
 
-        def call(*tensors: Any) -> Any:
+        def call_user(*tensors: Any) -> Any:
             args, kwargs = self.signature.rebuild(tensors)
             result = type(self.root).forward(self.root, *args, **kwargs)
             leaves, self.outputs = self.signature.flatten_output(result)
             return leaves
 
-        return call, proxies
+        return call_user, proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is called as it is."""
@@ -143,9 +143,10 @@ class ModeTracer(fx.Tracer):
         return None
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a node and the lines of code it comes from, by which both modes can be paired."""
+        """Record a node with the lines that are running, by which modes are paired, and its own."""
         node = super().create_node(*args, **kwargs)
-        node.meta["lines"] = _current_lines()
+        node.meta["lines"] = current_lines()
+        node.meta["line"] = current_line("call_user")
         return node
 
 
@@ -159,11 +160,3 @@ def _patched_factories(tracer: fx.Tracer) -> Iterator[None]:
     finally:
         for name, original in originals.items():
             setattr(torch, name, original)
-
-
-def _current_lines() -> tuple[int, ...]:
-    lines, frame = [], sys._getframe(1)
-    while frame is not None:
-        lines.append(frame.f_lineno)
-        frame = frame.f_back
-    return tuple(lines)

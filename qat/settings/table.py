@@ -201,7 +201,13 @@ TABLE = Group(
         ),
         "logger": Group(others=Built("pytorch_lightning.loggers.Logger", may_be_nothing=True)),
         "export": Group(
-            {"storage": words(*get_args(Storage)), "threshold": FRACTION, "site_samples": whole(1)}
+            {
+                "storage": words(*get_args(Storage)),
+                "threshold": FRACTION,
+                "site_samples": whole(1),
+                "trial": FLAG,
+            },
+            optional=("trial",),
         ),
         "data": Built("qat.data.DataModule", {"seed": "seed"}),
         "model": Model(Built("torch.nn.Module", {"num_classes": "data"}), OURS),
