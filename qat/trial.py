@@ -41,16 +41,15 @@ log = logging.getLogger("qat")
 def try_export(captured: Captured, storage: Storage = "speed") -> float:
     """Export a model that is not trained yet, load both files, and return the seconds it took.
 
-    An operation that the packed file cannot name is a warning, as the file is then written without
-    its graph; all else is an error.
+    What the packed file cannot name is a warning, as it is then written without its graph.
 
     Args:
         captured: The prepared model, in any phase; it is not changed.
         storage: How the ONNX file is stored.
 
     Raises:
-        ExportError: If an operation has no form in ONNX, naming it and the user's line, or a file
-            computes outputs of another form, or other ones than the model of integers.
+        ExportError: If an operation has no form in ONNX, naming it and the user's line, or the file
+            computes outputs of another form.
     """
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
@@ -121,8 +120,4 @@ def _try_packed(captured: Captured, model: fx.GraphModule, path: Path, expected:
     save_packed(model, _batch(captured), path, metadata={})
     found = _outputs(captured, PackedModel(path))
     if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
-        raise ExportError(
-            "expected a packed file that computes what the model of integers computes, got other "
-            "outputs from its trial export: report the model, or switch the trial off "
-            "(export.trial=false)."
-        )
+        log.warning("trial export: model.safetensors computes other outputs than the model does")

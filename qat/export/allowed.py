@@ -36,7 +36,9 @@ _FUNCTIONAL = (
     "conv2d conv3d dropout elu embedding gelu glu group_norm hardsigmoid hardswish hardtanh "
     "interpolate layer_norm leaky_relu linear log_softmax max_pool1d max_pool2d max_pool3d mish "
     "normalize one_hot pad relu relu6 rms_norm scaled_dot_product_attention selu sigmoid silu "
-    "softmax softplus tanh unfold"
+    "softmax softplus tanh unfold bilinear cosine_similarity embedding_bag fold hardshrink "
+    "instance_norm logsigmoid lp_pool1d lp_pool2d pairwise_distance softmin softshrink softsign "
+    "tanhshrink threshold"
 )
 _METHODS = (
     "abs add add_ all amax amin any argmax bmm bool chunk clamp clone contiguous cos cumsum detach "
@@ -54,7 +56,13 @@ _MODULES = (
     "AlphaDropout MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d "
     "AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
     "Flatten Unflatten Upsample ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d "
-    "ReflectionPad2d ReplicationPad2d PixelShuffle PixelUnshuffle ChannelShuffle"
+    "ReflectionPad2d ReplicationPad2d PixelShuffle PixelUnshuffle ChannelShuffle "
+    "ConstantPad3d ReflectionPad1d ReflectionPad3d ReplicationPad1d ReplicationPad3d CircularPad1d "
+    "CircularPad2d CircularPad3d FeatureAlphaDropout UpsamplingNearest2d UpsamplingBilinear2d "
+    "InstanceNorm1d InstanceNorm2d InstanceNorm3d LPPool1d LPPool2d LPPool3d Unfold Fold "
+    "Threshold Softshrink Hardshrink Tanhshrink LogSigmoid Softsign Softmin Softmax2d RReLU "
+    "EmbeddingBag Bilinear PairwiseDistance CosineSimilarity "
+    "RNN LSTM GRU RNNCell LSTMCell GRUCell"
 )
 
 
@@ -80,5 +88,16 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 _DTYPES = "bool uint8 int8 uint16 int16 int32 int64 float16 bfloat16 float32 float64"
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES.split()}
+_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
+OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.RNN: (*_RECURRENT, "bidirectional", "nonlinearity"),
+    nn.LSTM: (*_RECURRENT, "bidirectional", "proj_size"),
+    nn.GRU: (*_RECURRENT, "bidirectional"),
+}
+"""Arguments of constructors that do not name them."""
+ATTRIBUTE_OF: dict[tuple[type[nn.Module], str], str] = {(nn.PairwiseDistance, "p"): "norm"}
+"""Arguments of constructors that modules keep under another name."""
+MOST_LAYERS = 1000
+"""Of one recurrent module: each is made by Python code."""
 LARGEST = 2**63
 """Whole numbers of a file are smaller."""

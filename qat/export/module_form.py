@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec, Lookup, storage_type
 from qat.errors import ExportError
-from qat.export.allowed import LARGEST, MODULES
+from qat.export.allowed import ATTRIBUTE_OF, LARGEST, MODULES, MOST_LAYERS, OPTIONS
 from qat.export.arguments import decode, encode
 from qat.integer_layers import ChannelAffine, IntegerLayer, make_integer
 from qat.spec import QuantSpec
@@ -67,15 +67,15 @@ def _options(module: nn.Module, kind: str) -> dict[str, Any]:
     """Return what the constructor of ``kind`` takes; modules keep it under the same names."""
     options: dict[str, Any] = {}
     for name in _option_names(kind):
-        if name == "bias":
+        if name == "bias" and type(getattr(module, name)) is not bool:
             options[name] = not isinstance(module, IntegerLayer) and module.bias is not None
-        elif hasattr(module, name):
-            options[name] = encode(getattr(module, name))
+        elif hasattr(module, attribute := ATTRIBUTE_OF.get((MODULES[kind], name), name)):
+            options[name] = encode(getattr(module, attribute))
     return options
 
 
 def _option_names(kind: str) -> list[str]:
-    names = inspect.signature(MODULES[kind].__init__).parameters
+    names = OPTIONS.get(MODULES[kind]) or inspect.signature(MODULES[kind].__init__).parameters
     return [n for n in names if n not in ("self", "device", "dtype") and not n.startswith("_")]
 
 
@@ -83,6 +83,9 @@ def _check_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a constructor; none that could take memory or another device."""
     for name in options.keys() - _option_names(kind):
         raise ExportError(f"an option '{name}' of {kind}")
+    layers = options.get("num_layers", 1)
+    if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
+        raise ExportError(f"{kind} with {layers!r:.20} layers")
     return {name: decode(value, {}) for name, value in options.items()}
 
 
@@ -121,7 +124,7 @@ def build_module(
         found = _tensor(tensors, f"{name}.{key}", tuple(value.shape))
         is_parameter = key in module._parameters
         stored = nn.Parameter(found, requires_grad=False) if is_parameter else found
-        (module._parameters if is_parameter else module._buffers)[key] = stored  # pyright: ignore[reportArgumentType]
+        setattr(module, key, stored)  # recurrent modules keep a list of theirs
     return module.eval()
 
 

@@ -23,6 +23,7 @@ from qat.errors import ExportError, reason
 from qat.export.conversion_error import without_form
 from qat.export.dynamic import suit_dynamic_kernels
 from qat.export.onnx_file import PRODUCER, write_onnx
+from qat.export.onnx_forms import FORMS
 from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
@@ -117,8 +118,8 @@ def export_onnx(
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(
-            f"expected a valid ONNX model for '{path.name}', got {reason(error)}: replace the "
-            "operation, or train with target=simulation, which writes no file."
+            f"expected a valid ONNX model for '{Path(path).name}', got {reason(error)}: replace "
+            "the operation, or train with target=simulation, which writes no file."
         ) from error
     write_onnx(path, proto)
     return sites
@@ -127,6 +128,7 @@ def export_onnx(
 def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx.ModelProto:
     batch = torch.export.Dim("batch")
     table: dict[Any, Any] = {
+        **FORMS,
         torch.ops.qat.quantize.default: _quantize,
         torch.ops.qat.quantize_dynamic.default: _quantize_dynamic,
         torch.ops.qat.lookup.default: _look_up,

@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -147,7 +148,7 @@ def test_operators_between_far_grids_run_and_are_exact(tmp_path, op, moved, rati
     assert optimised(path, "ENABLE_ALL")[KERNELS[op]] == is_formed
     codes = torch.randint(0, 256, (2, 1, 16, 16, 16), dtype=torch.uint8)
     feeds = {v.name: x.numpy() for v, x in zip(proto.graph.input, codes, strict=False)}
-    runs: list[np.ndarray] = [
+    runs: list[Any] = [
         open_session(path, level).run(None, feeds)[0] for level in ("DISABLE_ALL", "ENABLE_ALL")
     ]
     assert len(np.unique(runs[0])) > 1 or ratio < 1
