@@ -28,6 +28,7 @@ from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
 from qat.export.workarounds import respect_limits
+from qat.functional.affine import full_precision
 
 OPSET = 21
 op: Any = opset21
@@ -107,7 +108,7 @@ def export_onnx(
     Raises:
         ExportError: If an operation of the model has no form in ONNX, or the file is not valid.
     """
-    proto = _translate(model.eval(), example, storage)
+    proto = _translate(model.eval(), full_precision(example), storage)
     respect_limits(proto)
     del proto.metadata_props[:]
     for key, value in (metadata or {}).items():

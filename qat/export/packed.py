@@ -32,6 +32,7 @@ from qat.export.packed_file import (
 )
 from qat.export.packed_graph import PackedGraph
 from qat.files import write_bytes
+from qat.functional.affine import full_precision
 from qat.integer_layers import IntegerLayer
 
 log = logging.getLogger("qat")
@@ -56,7 +57,8 @@ def save_packed(
     tensors, forms = _pack(model)
     if forms["no_graph"]:
         log.warning("%s holds no graph: %s", path.name, forms["no_graph"])
-    forms["input"] = {"shape": [*example.shape[1:]], "dtype": str(example.dtype)[6:]}
+    dtype = str(full_precision(example).dtype)[6:]
+    forms["input"] = {"shape": [*example.shape[1:]], "dtype": dtype}
     write_bytes(path, pack_file(tensors, {**metadata, **forms}))
 
 

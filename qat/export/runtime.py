@@ -16,6 +16,7 @@ from torch import Tensor
 from qat.errors import ExportError, reason
 from qat.export.onnx_file import decode_metadata, read_onnx, refused
 from qat.export.sums import cuts_off_sums
+from qat.functional.affine import full_precision
 
 CPU = "CPUExecutionProvider"
 _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
@@ -73,7 +74,7 @@ class OnnxModel:
         """
         try:
             (source,) = self.session.get_inputs()
-            values = self.session.run(self.outputs, {source.name: x.numpy()})
+            values = self.session.run(self.outputs, {source.name: full_precision(x).numpy()})
         except Exception as error:  # onnxruntime's own classes, and what a graph makes of shapes
             raise ExportError(
                 f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec
 
@@ -53,6 +54,8 @@ class Captured(nn.Module):
         """Names of modules that could not be traced and run as they are."""
         self.follows_batch = True
         """Whether any number of samples runs, and not only the example's."""
+        self.converted: frozenset[torch.dtype] = frozenset()
+        """Types of floats that became float32, and become so where they are inputs."""
         self._forwards: dict[str, Callable[..., Any]] = {}
 
     @property
@@ -93,7 +96,8 @@ class Captured(nn.Module):
         Raises:
             GraphError: If the call has another form than the example.
         """
-        return self.signature.flatten(args, kwargs)
+        tensors = self.signature.flatten(args, kwargs)
+        return [x.float() if x.dtype in self.converted else x for x in tensors]
 
     def run(self, tensors: list[Tensor], function: Callable[..., Any] | None = None) -> Any:
         """Return the leaves of what the graph of the current mode makes of ``tensors``.

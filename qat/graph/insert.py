@@ -11,9 +11,9 @@ from qat.batch_norm import stage_batch_norm
 from qat.fake_quant import FakeQuant, make_fake_quant
 from qat.graph.captured import Captured
 from qat.graph.equality import check_equal
+from qat.graph.plain_model import capture_plain
 from qat.graph.plan import ActivationSite, Plan, WeightSite
 from qat.graph.planner import make_plan
-from qat.graph.trace import capture
 from qat.layers import Links, quantize_layer, quantized_layers
 from qat.spec import Scheme
 
@@ -114,6 +114,8 @@ def _weight_quant_of_twin(
 def prepare(model: nn.Module, scheme: Scheme, example: Any) -> tuple[Captured, Plan]:
     """Return a copy of ``model`` with fake-quants inserted but off, and the plan that says where.
 
+    Weights that are computed from others, and floats of other widths, become plain float32.
+
     Args:
         model: The user's float model; it stays as it is.
         scheme: What it should become.
@@ -122,11 +124,13 @@ def prepare(model: nn.Module, scheme: Scheme, example: Any) -> tuple[Captured, P
             training mode.
 
     Raises:
-        GraphError: If the model cannot be traced, or computes something else afterwards.
+        GraphError: If the model cannot be traced, has complex weights, or computes something else
+            afterwards.
         SpecError: If a format does not fit a site.
     """
-    captured = capture(deepcopy(model), example)
+    captured, plain = capture_plain(model, example)
     plan = make_plan(captured, scheme)
+    plan.notes = plain.notes
     insert(captured, plan)
-    check_equal(deepcopy(model), deepcopy(captured), after="capture and insertion")
+    check_equal(deepcopy(plain.model), deepcopy(captured), after="capture and insertion")
     return captured, plan

@@ -149,6 +149,7 @@ class Plan:
         batch_norms: Names of all batch-norms that can be frozen.
         floats: What stays float.
         macs: Multiply-accumulates of the whole model for one sample.
+        notes: What was changed in the model beforehand, one sentence each.
     """
 
     scheme: str
@@ -159,6 +160,7 @@ class Plan:
     batch_norms: list[str] = field(default_factory=list)
     floats: list[FloatOp] = field(default_factory=list)
     macs: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def float_share(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from qat.errors import GraphError
 from qat.graph.lint import needed_opset
+from qat.graph.plain_model import capture_plain
 from qat.graph.plan import ActivationSite, Plan, WeightSite
 from qat.graph.planner import make_plan
-from qat.graph.trace import capture
 from qat.spec import FLOAT, Scheme
 
 _UNMATCHED = re.compile(r"expected rule '(.+?)' of scheme ")
@@ -90,7 +89,7 @@ def preview(model: nn.Module, scheme: Scheme, example: Tensor) -> Preview:
         GraphError: If the model cannot be traced or planned.
         SpecError: If a format does not fit a site, or no rule matches anything.
     """
-    captured = capture(deepcopy(model), example)
+    captured, plain = capture_plain(model, example)
     rules, unmatched = dict(scheme.rules), list[str]()
     while True:
         try:
@@ -102,6 +101,7 @@ def preview(model: nn.Module, scheme: Scheme, example: Tensor) -> Preview:
             del rules[found[1]]  # it patched nothing: the plan is the same without it
             unmatched.append(str(error))
         else:
+            plan.notes = plain.notes
             return Preview(plan, tuple(unmatched))
 
 

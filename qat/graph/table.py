@@ -32,6 +32,7 @@ def plan_table(plan: Plan) -> str:
         *_float_tables(plan),
         f"scheme {plan.scheme}: {len(plan.weights)} weights, {len(plan.activations)} activations, "
         f"{plan.macs:,} multiply-accumulates a sample, {plan.float_share:.2%} of them stay float",
+        *_section("changed in the model", plan.notes),
     )
 
 
@@ -53,6 +54,7 @@ def preview_table(shown: Preview, findings: Sequence[Finding], target: str) -> s
         sites,
         *_float_tables(plan),
         _totals_table({plan.scheme: totals(plan)}),
+        *_section("changed in the model", plan.notes),
         *_section("rules that match nothing", shown.unmatched),
         *_section(f"target {target}", summary(findings) or ["no finding"]),
     )

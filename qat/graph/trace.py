@@ -31,6 +31,7 @@ _RESERVED = {
         "signature",
         "leaves",
         "follows_batch",
+        "converted",
         "source",
     ),
     *(name for name in vars(Captured) if not name.startswith("_")),

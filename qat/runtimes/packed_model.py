@@ -18,6 +18,7 @@ from qat.export.allowed import DTYPES
 from qat.export.calls import CheckedCalls
 from qat.export.packed import FORMS, load_model
 from qat.export.packed_graph import PackedGraph, to_graph_module
+from qat.functional.affine import full_precision
 from qat.memory import available
 from qat.reference.run import IntegerRun
 
@@ -55,6 +56,7 @@ class PackedModel(nn.Module):
         Raises:
             ExportError: If the graph cannot run on it, or would take more memory than is free.
         """
+        x = full_precision(x)
         try:
             self.packed.check_inputs((x,))
             logits = _IntegerRun(self.packed)(x.clone())  # the graph may write into it
