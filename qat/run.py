@@ -60,6 +60,7 @@ HYPERPARAMETERS = (
     "oscillations",
     "initialise",
     "model",
+    "prediction",
     "data",
     "seed",
     "ckpt",
