@@ -73,7 +73,7 @@ def write_artifact(
     """
     seconds = dict(seconds or {})
     captured = captured.cpu().eval()
-    example = next(iter(evaluation.batches))[0][:1]
+    example = captured.signature.take(next(iter(evaluation.batches))[0], 1)
     with _timed(seconds, "convert"):
         model = convert(captured)
     with _timed(seconds, "export"):

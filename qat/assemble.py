@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
+from qat.calls import Call
 from qat.data import DataModule
 from qat.errors import ConfigError, QatError
 from qat.export.report import float_bytes
@@ -21,6 +22,7 @@ from qat.graph.captured import Captured
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
 from qat.models import build, load_checkpoint
+from qat.outputs import choose_prediction
 from qat.spec import Rule, Scheme
 from qat.training.callbacks import Prune
 from qat.training.schedule import Schedule
@@ -164,8 +166,11 @@ def set_up(config: Config) -> Setup:
     model = make_model(config["model"], data.num_classes, data.input_shape)
     if config["ckpt"] is not None:
         load_checkpoint(model, config["ckpt"])
-    example = data.calibration_batches(1)[0][:2]
+    example = Call.of(data.calibration_batches(1)[0]).take(2)
     captured, plan = prepare(model, scheme, example)
+    wanted = config.get("prediction")  # older runs have none
+    chosen = choose_prediction(captured.outputs, wanted, data.num_classes)
+    captured.signature.prediction = chosen
     if config["pruning"]["ratio"] > 0:
         prune.add_masks(captured)
     return Setup(data, captured, plan, schedule, float_bytes(model))

@@ -15,22 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qat.calls import Call
 from qat.export.packed import first_packed_difference, holds_graph
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.storage import Storage
 from qat.export.verify import (
+    DECISIVE,
     Verification,
     compare_outputs,
     compare_sites,
+    compare_trees,
     paired_interval,
     save_first_difference,
 )
 from qat.graph.captured import Captured
+from qat.outputs import ONE_OUTPUT, named_tensors
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
 from qat.runtimes.packed_model import PackedModel
 from qat.runtimes.table import load_runtime
+from qat.signature import interface
 from qat.training.evaluate import Score, predict, score
 
 ONNX, PACKED = "model.onnx", "model.safetensors"
@@ -42,14 +47,14 @@ class Evaluation:
     """How an artifact is stored, and what it is checked on.
 
     Attributes:
-        batches: The evaluation set: inputs ``(B, ...)`` and labels ``(B,)``, or ``(B, T)`` of
-            sequences; read several times.
+        batches: The evaluation set: inputs, ``(B, ...)`` or tuples or mappings of arguments, and
+            labels ``(B,)``, or ``(B, T)`` of sequences; read several times.
         threshold: Least share of equal predictions that passes.
         site_samples: Samples whose codes are compared site by site.
         storage: What the ONNX file is for: ``"speed"`` or ``"size"``.
     """
 
-    batches: Iterable[tuple[Tensor, Tensor]]
+    batches: Iterable[tuple[Any, Tensor]]
     threshold: float = 0.999
     site_samples: int = 64
     storage: Storage = "speed"
@@ -87,7 +92,7 @@ def verify(
     """
     path = folder / ONNX
     sites, chip = check_sites(path, model), ChipRun(model)
-    runs: dict[str, Callable[[Tensor], Any]] = {
+    runs: dict[str, Callable[..., Any]] = {
         "fake_quant": IntegerRun(captured),
         "converted": IntegerRun(model),
         "onnxruntime": OnnxModel(path),
@@ -98,10 +103,14 @@ def verify(
     }
     logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
     check = _compare(logits, evaluation.threshold)
-    sample = next(iter(evaluation.batches))[0][: evaluation.site_samples]
+    sample = captured.signature.take(next(iter(evaluation.batches))[0], evaluation.site_samples)
     compare = partial(compare_sites, partial(IntegerRun, model), path, sites, sample)
     check.sites, check.sites_unoptimised = compare(), compare(optimise=False)
     check.packed_difference = _packed_difference(model, folder / PACKED, sample)
+    if len(captured.outputs["eval"].tensors) > 1:
+        reference = sample.on(runs["fake_quant"])
+        for kind in DECISIVE:
+            check.outputs += compare_trees(kind, reference, sample.on(runs[kind]))
     check.float_ops, check.largest_sums = dict(chip.float_ops), dict(chip.largest)
     first = check.first_difference
     if first is not None:
@@ -109,13 +118,21 @@ def verify(
     return Proof({kind: score(*found) for kind, found in logits.items()}, check)
 
 
-def _packed_difference(model: fx.GraphModule, path: Path, sample: Tensor) -> str | None:
-    """Return the first tensor in which a packed file differs, or what it predicts from a sample."""
+def _packed_difference(model: fx.GraphModule, path: Path, sample: Call) -> str | None:
+    """Return the first tensor in which a packed file differs, or what it predicts from a sample.
+
+    The only output, or the chosen one, is called ``predictions``; others have their names.
+    """
     different = first_packed_difference(model, path)
     if different is not None or not holds_graph(path):
         return different
-    same = torch.equal(PackedModel(path)(sample), IntegerRun(model)(sample))
-    return None if same else "predictions"
+    signature = interface(model)[0]
+    chosen = None if signature is None else signature.prediction
+    theirs = named_tensors(sample.on(PackedModel(path)))
+    for name, ours in named_tensors(sample.on(IntegerRun(model))).items():
+        if name not in theirs or not torch.equal(ours, theirs[name]):
+            return "predictions" if name in (chosen, ONE_OUTPUT) else name
+    return None
 
 
 def _compare(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Verification:

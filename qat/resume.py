@@ -137,7 +137,8 @@ def differences(
         for key in sorted({*first, *second}, key=lambda k: (k.startswith("callbacks."), k))
         if not any(fnmatchcase(key, pattern) for pattern in (*FREE, *free))
     }
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    unset = (ABSENT, repr(None))  # a key that is null is as one that older runs do not have
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not {a, b} <= {*unset}}
 
 
 def listed(changed: Mapping[str, tuple[str, str]]) -> str:

@@ -61,6 +61,7 @@ HYPERPARAMETERS = (
     "oscillations",
     "initialise",
     "model",
+    "prediction",
     "data",
     "seed",
     "ckpt",

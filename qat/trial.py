@@ -89,19 +89,13 @@ def _finite(end: Tensor, other: float) -> Tensor:
 
 
 def _outputs(captured: Captured, run: Callable[..., Any]) -> list[Any]:
-    return tree_leaves(captured.example.call(run))
-
-
-def _batch(captured: Captured) -> Any:
-    """Return the example as exports take it: the only argument by itself."""
-    call = captured.example
-    return call.args[0].cpu() if len(call.args) == 1 and not call.kwargs else call
+    return tree_leaves(captured.example.on_copies(run))
 
 
 def _try_onnx(
     captured: Captured, model: fx.GraphModule, path: Path, storage: Storage, expected: list[Any]
 ) -> None:
-    export_onnx(model, _batch(captured), path, storage=storage)
+    export_onnx(model, captured.example, path, storage=storage)
     found = _outputs(captured, OnnxModel(path))
     shapes, wanted = ([tuple(y.shape) for y in outputs] for outputs in (found, expected))
     if shapes != wanted:
@@ -117,7 +111,7 @@ def _try_packed(captured: Captured, model: fx.GraphModule, path: Path, expected:
     except UnnamedOperationError as error:
         log.warning("model.safetensors will hold no graph (%s): %s", place(error.node), error)
         return
-    save_packed(model, _batch(captured), path, metadata={})
+    save_packed(model, captured.example, path, metadata={})
     found = _outputs(captured, PackedModel(path))
     if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
         log.warning("trial export: model.safetensors computes other outputs than the model does")

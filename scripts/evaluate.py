@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Subject:
     """What is evaluated: a function from a batch to logits, data that fit it, a word about it."""
 
     kind: str
-    run: Callable[[Tensor], Tensor]
+    run: Callable[..., Any]
     data: DataModule
     shown: str
 
@@ -102,9 +103,11 @@ def load_ours(
 def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     """Return the float model of the composed config, with the weights of ``file``."""
     from qat.assemble import make_model
+    from qat.calls import Call
     from qat.compose import compose_plain
     from qat.errors import ConfigError
     from qat.models import load_checkpoint
+    from qat.outputs import Outputs, choose_prediction
 
     if not overrides:
         raise ConfigError(
@@ -115,7 +118,17 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     data = make_data(config)
     model = make_model(config["model"], data.num_classes, data.input_shape)
     load_checkpoint(model, file)
-    return Subject("float", model.eval(), data, "float checkpoint")
+    result = Call.of(data.calibration_batches(1)[0]).take(2).on(model.eval())
+    wanted = config["prediction"]
+    chosen = choose_prediction({"eval": Outputs.of(result)}, wanted, data.num_classes)
+    return Subject("float", partial(predict_with, model, chosen), data, "float checkpoint")
+
+
+def predict_with(model: Any, name: str | None, *args: Any, **kwargs: Any) -> Tensor:
+    """Return the output of that name of what a model makes of one call."""
+    from qat.outputs import find_prediction
+
+    return find_prediction(model(*args, **kwargs), name)
 
 
 def load_onnx(file: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> Subject:
@@ -155,10 +168,11 @@ def check_fit(model: OnnxModel, data: DataModule, file: Path) -> None:
     from qat.errors import DataError
 
     facts = model.metadata
-    pairs = {
-        "number of classes": (model.session.get_outputs()[0].shape[-1], data.num_classes),
-        "shape": (list(model.input_shape), list(data.input_shape)),
+    pairs: dict[str, tuple[Any, Any]] = {
+        "number of classes": (model.prediction_shape[-1], data.num_classes),
     }
+    if model.signature is None:  # several inputs are compared when they are passed
+        pairs["shape"] = (list(model.input_shape), list(data.input_shape))
     for name, value in (("mean", data.mean), ("std", data.std)):
         if name in facts:
             pairs[name] = (facts[name], value and list(value))

@@ -38,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def lower(arguments: argparse.Namespace) -> int:
     """Load the packed file, lower it, write; returns the exit status."""
+    from qat.errors import ExportError
     from qat.export.executorch import export_executorch
     from qat.gate import PACKED
     from qat.integer_layers import IntegerLayer
@@ -46,6 +47,11 @@ def lower(arguments: argparse.Namespace) -> int:
     artifact: Path = arguments.artifact
     path = artifact / PACKED if artifact.is_dir() else artifact
     model, target = PackedModel(path), arguments.out or path.with_suffix(".pte")
+    if model.signature is not None:
+        raise ExportError(
+            f"expected a model of one input and one output, got {model.signature.shown} in "
+            f"'{path}': run it in another runtime."
+        )
     layers = [m for m in model.modules() if isinstance(m, IntegerLayer)]
     found = export_executorch(model.graph_module, model.example(), target, metadata=model.metadata)
     show(f"{len(found)} of {len(layers)} layers compute on integers; wrote {target}")

@@ -155,13 +155,14 @@ def export(row: Row, made: Any, x: Tensor) -> None:
     from qat.export.onnx import export_onnx
     from qat.export.runtime import OnnxModel
     from qat.export.verify import compare_outputs
+    from qat.training.evaluate import first_output
 
     model, expected = made
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(model, x[:1], path)
         row.exported = True
-        found = OnnxModel(path)(x)
+        found = first_output(OnnxModel(path)(x))
     row.agreement = compare_outputs(expected, found)[0]
     if row.agreement < 1:
         row.error = reason(expected, found)

@@ -10,7 +10,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files", "terminal", "compile_cache"},
     {"signals"},
-    {"kinds", "folders", "memory"},
+    {"kinds", "folders", "memory", "trees"},
+    {"calls", "outputs"},
+    {"signature"},
     {"stored_config"},
     {"spec"},
     {"functional"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qat.calls import on_batch
 from qat.fake_quant import FakeQuant, fake_quants
 from qat.functional.affine import expand
 from qat.quantizers import Deployable
@@ -59,18 +61,18 @@ def _half(scale: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_noise(model: nn.Module, x: Tensor) -> dict[str, SiteNoise]:
-    """Run ``model`` on ``x`` and return site name to noise, for all sites that quantize.
+def measure_noise(model: nn.Module, batch: Any) -> dict[str, SiteNoise]:
+    """Run ``model`` on a batch and return site name to noise, for all sites that quantize.
 
     Args:
         model: A prepared model, in eval mode.
-        x: One batch ``(N, ...)``.
+        batch: A tensor ``(N, ...)``, or a tuple or mapping of arguments.
     """
     active = [f for f in fake_quants(model) if f.active]
     probes = {f: _Probe() for f in active}
     handles = [f.register_forward_hook(probes[f]) for f in active]
     try:
-        model(x)
+        on_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.batch_norm import Stage, StagedBatchNorm
+from qat.calls import on_batch
 
 
 def normal_divergence(mean: Tensor, var: Tensor, of_mean: Tensor, of_var: Tensor) -> Tensor:
@@ -28,12 +29,12 @@ def normal_divergence(mean: Tensor, var: Tensor, of_mean: Tensor, of_var: Tensor
 
 
 @torch.no_grad()
-def measure_divergence(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Return, for every batch-norm in use, the divergence of its running statistics from ``x``'s.
+def measure_divergence(model: nn.Module, batch: Any) -> dict[str, float]:
+    """Return, for every batch-norm in use, the divergence of its running statistics from a batch's.
 
     Args:
         model: A prepared model, in eval mode.
-        x: One batch ``(N, ...)``.
+        batch: A tensor ``(N, ...)``, or a tuple or mapping of arguments.
 
     Returns:
         Name to the mean over channels; batch-norms that are folded are left out.
@@ -57,7 +58,7 @@ def measure_divergence(model: nn.Module, x: Tensor) -> dict[str, float]:
     ]
     try:
         if handles:
-            model(x)
+            on_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,10 +11,12 @@ from torch import Tensor
 from qat.data.arguments import MOST, check_text, statistic
 from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
-from qat.data.npz import read_npz
+from qat.data.named import TEST, TRAIN, NamedSource, check_alike, named_inputs
+from qat.data.npz import list_npz, read_npz
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD
 from qat.data.tensors import TensorSource, check_finite, check_labels
 from qat.errors import DataError
+from qat.files import kind
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 PADDING = 4
@@ -26,6 +28,8 @@ class ArraysData(DataModule):
 
     uint8 inputs are images, shape (N, H, W, C), and are scaled to 0..1; float inputs, shape
     (N, ...), are taken as they are. ``class_names`` in the file defaults to "0", "1", ...
+    A model with several inputs has an array for each, ``x_train/NAME`` and ``x_test/NAME``: floats,
+    whole numbers or booleans, taken as they are and passed by name.
 
     Args:
         path: The file.
@@ -60,6 +64,10 @@ class ArraysData(DataModule):
         Raises:
             DataError: If the file or an array is missing or malformed.
         """
+        names = list_npz(self.path) if kind(self.path) == "a file" else []
+        named = [name for name in names if name.startswith((TRAIN, TEST))]
+        if named:
+            return self._load_named(named)
         arrays = read_npz(self.path, KEYS, ["class_names"])
         inputs = {name: _inputs(arrays[name], f"{name} of {self.path}") for name in KEYS[::2]}
         labels = {name: _labels(arrays[name], f"{name} of {self.path}") for name in KEYS[1::2]}
@@ -71,6 +79,24 @@ class ArraysData(DataModule):
         mean, std = self._normalisation(x)
         train = TensorSource(x, labels["y_train"], mean, std, self._augmentation(x))
         return Loaded(train, TensorSource(x_test, labels["y_test"], mean, std), names, mean, std)
+
+    def _load_named(self, names: Sequence[str]) -> Loaded:
+        if self.augment != "none" or any(value is not None for value in self._statistics):
+            raise DataError(
+                f"expected data.augment=none and no data.mean or data.std for the several inputs "
+                f"of {self.path}, got augment={self.augment}: prepare them in the file."
+            )
+        arrays = read_npz(self.path, [*names, *KEYS[1::2]], ["class_names"])
+        train, test = (named_inputs(arrays, prefix, self.path) for prefix in (TRAIN, TEST))
+        check_alike(train, test, self.path)
+        labels = {name: _labels(arrays[name], f"{name} of {self.path}") for name in KEYS[1::2]}
+        for (where, y), x in zip(labels.items(), (train, test), strict=True):
+            _check_count(next(iter(x.values())), y, where, self.path)
+        classes = _class_names(arrays.get("class_names"), labels, self.path)
+        for where, y in labels.items():
+            check_labels(y, len(classes), f"{where} of {self.path}")
+        y_train, y_test = labels.values()
+        return Loaded(NamedSource(train, y_train), NamedSource(test, y_test), classes)
 
     def _normalisation(
         self, x: Tensor
@@ -173,16 +199,21 @@ def _labels(y: np.ndarray, where: str) -> Tensor:
 
 def _check_fit(x: dict[str, Tensor], y: dict[str, Tensor], path: Path) -> None:
     """Check that inputs and labels pair up and that training and test inputs look alike."""
-    for (x_name, inputs), (y_name, labels) in zip(x.items(), y.items(), strict=True):
-        if len(inputs) != len(labels) or len(labels) < 2:
-            raise DataError(
-                f"expected one label for each of 2 or more samples in {path}, but {x_name} has "
-                f"{len(inputs)} samples and {y_name} {len(labels)} labels; make them match."
-            )
+    for inputs, (y_name, labels) in zip(x.values(), y.items(), strict=True):
+        _check_count(inputs, labels, y_name, path)
     train, test = x.values()
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
             f"expected x_test of {path} to be like x_train, {train.dtype} samples of shape "
             f"{tuple(train.shape[1:])}, but it has {test.dtype} of shape {tuple(test.shape[1:])}; "
             f"prepare both the same way."
+        )
+
+
+def _check_count(inputs: Tensor, labels: Tensor, y_name: str, path: Path) -> None:
+    if len(inputs) != len(labels) or len(labels) < 2:
+        raise DataError(
+            f"expected one label for each of 2 or more samples in {path}, but "
+            f"x{y_name.removeprefix('y')} has {len(inputs)} samples and {y_name} {len(labels)} "
+            "labels; make them match."
         )

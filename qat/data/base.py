@@ -3,12 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from qat.calls import on_device
 from qat.data.arguments import check_device, check_number, check_whole
 from qat.data.loaded import Loaded, check_usable
 from qat.data.loader import ResumableLoader, SourceLoader
@@ -162,7 +163,7 @@ class DataModule(pl.LightningDataModule):
         """Whether training inputs differ from epoch to epoch: augmentation, or moving windows."""
         return self._train_view().is_random
 
-    def training_inputs(self) -> Iterator[Tensor]:
+    def training_inputs(self) -> Iterator[Any]:
         """Read every training input as the first epoch has it, in the data set's order.
 
         Yields:
@@ -175,7 +176,7 @@ class DataModule(pl.LightningDataModule):
             places = [(0, i % len(train)) for i in range(start, start + size)]
             yield train.__getitems__(places)[0]
 
-    def calibration_batches(self, num: int) -> list[Tensor]:
+    def calibration_batches(self, num: int) -> list[Any]:
         """Read training inputs without augmentation, the same on every rank and in every epoch.
 
         Args:
@@ -184,7 +185,7 @@ class DataModule(pl.LightningDataModule):
         Returns:
             Normalised inputs, float32, or tokens, int64, each of shape (batch_size, *input_shape),
             in a shuffled order of their own; a training set smaller than one batch comes as a
-            single batch.
+            single batch. Several inputs come as calls.
 
         Raises:
             ConfigError: If ``num`` is below 1.
@@ -198,4 +199,4 @@ class DataModule(pl.LightningDataModule):
         size = min(self.batch_size, len(train))
         starts = range(0, min(num, len(train) // size) * size, size)
         batches = [train.__getitems__([(0, i) for i in order[s : s + size]]) for s in starts]
-        return [x.cpu() for x, _ in batches]
+        return [on_device(x, "cpu") for x, _ in batches]

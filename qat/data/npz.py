@@ -18,6 +18,15 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 REMEDY = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
 
 
+def list_npz(path: Path) -> list[str]:
+    """Return the names of the arrays in a file; none where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [info.filename.removesuffix(SUFFIX) for info in archive.infolist()]
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return []
+
+
 def read_npz(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
     """Read arrays by name; what else is in the file is not looked at.
 

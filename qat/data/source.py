@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 Pair = tuple[int, int]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
+"""Inputs, a tensor or several by the names of the model's parameters; and labels."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,7 +55,7 @@ class Source(Dataset[Any], ABC):
 
         Returns:
             Normalised inputs, float32, or tokens, int64, shape (B, *input_shape); and labels,
-            int64, shape (B,), or one for each token.
+            int64, shape (B,), or one for each token. Several inputs come by name.
         """
 
     @abstractmethod

@@ -69,10 +69,13 @@ class ReadAhead(Dataset[Any]):
             x, y = self.source.__getitems__(pairs)
         except Exception as error:  # of any data set; sent to where it can be handled
             return _told(error)
+        tensors = [*(x.values() if isinstance(x, dict) else [x]), y]
         try:
-            return x.share_memory_(), y.share_memory_()
+            for tensor in tensors:
+                tensor.share_memory_()
         except RuntimeError:  # no space in /dev/shm
-            return NoRoom(pairs, x.nbytes + y.nbytes)
+            return NoRoom(pairs, sum(tensor.nbytes for tensor in tensors))
+        return x, y
 
 
 def _told(error: Exception) -> QatError:

@@ -8,7 +8,7 @@ int8 activation, keeps onnxruntime from forming integer convolutions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,19 @@ from torch import Tensor, fx
 from qat.errors import ExportError, reason
 from qat.export.conversion_error import without_form
 from qat.export.dynamic import suit_dynamic_kernels
+from qat.export.form import CALL, describe_call, input_names, output_names, tensors_of
 from qat.export.onnx_file import PRODUCER, write_onnx
 from qat.export.onnx_forms import FORMS
 from qat.export.quiet import quiet
 from qat.export.sites import SUFFIX, call_order
 from qat.export.storage import Storage, store_in_four_bits
 from qat.export.workarounds import respect_limits
-from qat.functional.affine import full_precision
+from qat.outputs import ONE_OUTPUT, Outputs
+from qat.signature import ONE_INPUT, Signature, interface
 
 OPSET = 21
 op: Any = opset21
-INPUT, OUTPUT = "input", "output"
+INPUT, OUTPUT = ONE_INPUT, ONE_OUTPUT
 _FULL_RANGE = {
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT8: (-128, 127),
@@ -85,7 +87,7 @@ def _mean(x: Any, dim: Any, keepdim: bool = False, dtype: int | None = None) -> 
 
 def export_onnx(
     model: fx.GraphModule,
-    example: Tensor,
+    example: Any,
     path: Path,
     *,
     metadata: Mapping[str, object] | None = None,
@@ -95,7 +97,8 @@ def export_onnx(
 
     Args:
         model: What ``qat.graph.convert`` returned.
-        example: One batch as the model takes it, ``(N, ...)``, real values.
+        example: One batch as the model takes it: a tensor ``(N, ...)``, a tuple of arguments, or a
+            mapping of arguments by name.
         path: The file to write.
         metadata: Names and values to store in the file, as JSON.
         storage: ``"speed"``: weights in 8 bits, for integer kernels; ``"size"``: those of at most
@@ -107,11 +110,15 @@ def export_onnx(
 
     Raises:
         ExportError: If an operation of the model has no form in ONNX, or the file is not valid.
+        GraphError: If the model was captured with another form of call than the example.
     """
-    proto = _translate(model.eval(), full_precision(example), storage)
+    form = describe_call(model)
+    proto = _translate(model.eval(), example, storage)
+    _name_outputs(proto, output_names(*interface(model)))
     respect_limits(proto)
     del proto.metadata_props[:]
-    for key, value in (metadata or {}).items():
+    facts = {**(metadata or {}), **({CALL: form} if form else {})}
+    for key, value in facts.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     sites = _name_codes(proto, model)
     proto.producer_name = PRODUCER
@@ -126,8 +133,10 @@ def export_onnx(
     return sites
 
 
-def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch")
+def _translate(model: fx.GraphModule, example: Any, storage: Storage) -> onnx.ModelProto:
+    signature, outputs = interface(model)
+    tensors, shapes = _double(tensors_of(model, example), signature)
+    returning = _of_tensors(model, outputs)
     table: dict[Any, Any] = {
         **FORMS,
         torch.ops.qat.quantize.default: _quantize,
@@ -139,13 +148,13 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
     with quiet():
         try:
             program = torch.onnx.export(
-                model,
-                (torch.cat([example, example]),),  # a batch of one would be taken for a constant
+                returning,
+                tensors,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: batch},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
+                input_names=input_names(signature),
+                output_names=output_names(signature, outputs),
                 custom_translation_table=table,
                 optimize=False,
                 verbose=False,
@@ -162,6 +171,47 @@ def _translate(model: fx.GraphModule, example: Tensor, storage: Storage) -> onnx
     for item in [graph, *graph.all_nodes(), *values]:
         item.metadata_props.clear()  # stack traces and paths of the exporting machine
     return program.model_proto
+
+
+def _double(
+    tensors: Sequence[Tensor], signature: Signature | None
+) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Return inputs of twice the samples, and the axes that may have any length."""
+    batch = torch.export.Dim("batch")
+    many = [x.has_batch for x in signature.inputs] if signature else [True for _ in tensors]
+    pairs = [*zip(tensors, many, strict=True)]
+    # a batch of one would be taken for a constant
+    doubled = tuple(torch.cat([x, x]) if has_batch else x for x, has_batch in pairs)
+    return doubled, tuple({0: batch} if has_batch else {} for has_batch in many)
+
+
+def _of_tensors(model: fx.GraphModule, outputs: Outputs | None) -> fx.GraphModule:
+    """Return a model whose graph returns nothing but tensors.
+
+    Raises:
+        ExportError: If it returns a number that depends on its inputs.
+    """
+    if outputs is None or len(outputs.tensors) == len(outputs.leaves):
+        return model
+    graph = fx.Graph()
+    values: Any = graph.graph_copy(model.graph, {})
+    pairs = [*zip(outputs.leaves, values, strict=True)]
+    for leaf, value in pairs:
+        if leaf.shape is None and isinstance(value, fx.Node):
+            raise ExportError(
+                f"expected tensors and constants as the outputs of the model, got '{leaf.name}', "
+                "a number that depends on the inputs: leave it out."
+            )
+    graph.output(tuple(value for leaf, value in pairs if leaf.shape is not None))
+    return fx.GraphModule(model, graph, class_name="IntegerModel")
+
+
+def _name_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give every output its own name: the exporter has one for a tensor that is returned twice."""
+    for output, name in zip(proto.graph.output, names, strict=True):
+        if output.name != name:
+            proto.graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
+            output.name = name
 
 
 def _simplify(model: ir.Model) -> None:

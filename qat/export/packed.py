@@ -20,6 +20,7 @@ from qat.codecs import ActivationCodec, DynamicCodec, DynamicTensorCodec
 from qat.errors import ExportError
 from qat.export.allowed import DTYPES, LARGEST
 from qat.export.checksum import FORMAT_KEY, KEY
+from qat.export.form import CALL, describe_call, read_call, tensors_of
 from qat.export.graph_form import build_graph, called_modules, describe_graph, graph_tensors
 from qat.export.module_form import module_tensors
 from qat.export.packed_file import (
@@ -32,16 +33,15 @@ from qat.export.packed_file import (
 )
 from qat.export.packed_graph import PackedGraph
 from qat.files import write_bytes
-from qat.functional.affine import full_precision
 from qat.integer_layers import IntegerLayer
 
 log = logging.getLogger("qat")
-FORMS = ("weights", "activations", "graph", "no_graph", "input", KEY, FORMAT_KEY)
+FORMS = ("weights", "activations", "graph", "no_graph", "input", CALL, KEY, FORMAT_KEY)
 """What the header holds beside the metadata that the caller gave."""
 
 
 def save_packed(
-    model: fx.GraphModule, example: Tensor, path: Path, *, metadata: Mapping[str, object]
+    model: fx.GraphModule, example: Any, path: Path, *, metadata: Mapping[str, object]
 ) -> None:
     """Write a converted model's integers and its graph to ``path``.
 
@@ -50,15 +50,20 @@ def save_packed(
 
     Args:
         model: What ``qat.graph.convert`` returned.
-        example: One batch as the model takes it, ``(N, ...)``.
+        example: One batch as the model takes it: a tensor ``(N, ...)``, a tuple of arguments, or a
+            mapping of arguments by name.
         path: The ``.safetensors`` file to write.
         metadata: More to store in the header, as JSON.
+
+    Raises:
+        ExportError: If an argument or output beside the tensors has no form in JSON.
+        GraphError: If the model was captured with another form of call than the example.
     """
+    first = tensors_of(model, example)[0]
     tensors, forms = _pack(model)
     if forms["no_graph"]:
         log.warning("%s holds no graph: %s", path.name, forms["no_graph"])
-    dtype = str(full_precision(example).dtype)[6:]
-    forms["input"] = {"shape": [*example.shape[1:]], "dtype": dtype}
+    forms["input"] = {"shape": [*first.shape[1:]], "dtype": str(first.dtype)[6:]}
     write_bytes(path, pack_file(tensors, {**metadata, **forms}))
 
 
@@ -104,7 +109,9 @@ def _pack(model: fx.GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
             form = {"bits": module.spec.bits, "qmin": module.spec.qmin, "qmax": module.spec.qmax}
             shares = "token" if isinstance(module, DynamicCodec) else "tensor"
             activations[module.site] = {**form, "dynamic": shares}
-    return tensors, {"weights": weights, "activations": activations, **_describe(model)}
+    form = describe_call(model)
+    call = {CALL: form} if form else {}
+    return tensors, {"weights": weights, "activations": activations, **_describe(model), **call}
 
 
 def _float_tensors(model: fx.GraphModule) -> dict[str, Tensor]:
@@ -187,7 +194,10 @@ def load_model(path: Path) -> tuple[PackedGraph, dict[str, Any]]:
         raise ExportError(f"expected a packed model with its graph at '{path}', got none: {reason}")
     with damage_named(path):
         _check_input(header["input"])
-        return build_graph(header["graph"], tensors, header["weights"]), header
+        graph = build_graph(header["graph"], tensors, header["weights"])
+        signature, outputs = read_call(header.get(CALL)) or (None, None)
+        graph.meta = {"signature": signature, "outputs": outputs}
+        return graph, header
 
 
 def _check_input(form: Any) -> None:

@@ -29,6 +29,7 @@ class PackedGraph(nn.Module):
     Attributes:
         modules_by_name: The modules.
         constants: The tensors.
+        meta: The ``signature`` and the ``outputs`` of the model, if its file says them.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class PackedGraph(nn.Module):
         self.graph = graph
         self.modules_by_name, self.constants = dict(modules), dict(constants)
         self.layers = nn.ModuleList(modules.values())
+        self.meta: dict[str, Any] = {}
         self._sized: set[Any] = set()
         self._remember()
         self.eval()

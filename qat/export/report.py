@@ -30,6 +30,7 @@ MODEL_HEAD = (
     "agreement",
     "largest difference",
 )
+OUTPUT_HEAD = ("output", "model", "values that agree", "largest difference")
 SITE_HEAD = ("site", "share that differs", "largest", "unoptimised: share", "largest")
 
 
@@ -107,6 +108,7 @@ class Report:
                 "## Sites (codes, file against converted model)",
                 site_table(check),
                 "The largest difference of an output is in 1/255 of the outputs' range.",
+                *(["## Outputs (on the sample)", output_table(check)] if check.outputs else []),
                 "## Details",
                 _table(("key", "value"), list(self.details.items())),
                 "",
@@ -169,6 +171,12 @@ def site_table(check: Verification) -> str:
         beside = ("", "") if other is None else (f"{other.share:.2e}", other.largest)
         rows.append((s.site, f"{s.share:.2e}", s.largest, *beside))
     return _table(SITE_HEAD, rows)
+
+
+def output_table(check: Verification) -> str:
+    """Return one row for every output of every form of the model that was compared, as Markdown."""
+    rows = [(x.output, x.kind, f"{x.agreement:.4%}", f"{x.largest:.3g}") for x in check.outputs]
+    return _table(OUTPUT_HEAD, rows)
 
 
 def chip_line(check: Verification) -> str:

@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
 
+from qat.calls import Call
 from qat.errors import ExportError, reason
+from qat.export.file_call import FileCall
+from qat.export.form import CALL
 from qat.export.onnx_file import decode_metadata, read_onnx, refused
 from qat.export.sums import cuts_off_sums
 from qat.functional.affine import full_precision
+from qat.signature import Signature
 
 CPU = "CPUExecutionProvider"
 _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
@@ -28,7 +31,9 @@ log = logging.getLogger("qat")
 
 
 class OnnxModel:
-    """An ``.onnx`` file loaded in onnxruntime; call it with a batch to get the logits.
+    """An ``.onnx`` file loaded in onnxruntime; call it like the model that it was made of.
+
+    It returns the tensor of a file with one output, else dictionaries and tuples like the model.
 
     Args:
         path: The file.
@@ -36,6 +41,9 @@ class OnnxModel:
         outputs: More tensors of the graph to return, by name.
         providers: Execution providers, the preferred one first.
         threads: Threads that one operation may use; None lets onnxruntime choose.
+
+    Attributes:
+        call: Arguments to its inputs, its outputs to what the model returns.
 
     Raises:
         ExportError: If the file is missing or damaged, onnxruntime refuses it or has no such
@@ -62,29 +70,45 @@ class OnnxModel:
             tries = (True, False) if cuts_off_sums() else (False,)
             options = [_options(optimise, threads, exact_sums=exact) for exact in tries]
             self.session = _open(content, options, providers)
+            self.outputs = [x.name for x in self.session.get_outputs()]
+            own = self.outputs[: len(self.outputs) - len(outputs)]
+            stored = self.session.get_modelmeta().custom_metadata_map
+            self.call = FileCall([x.name for x in self.session.get_inputs()], own, stored)
         except Exception as error:
             raise refused(path, "onnxruntime", reason(error)) from error
-        self.outputs = [self.session.get_outputs()[0].name, *outputs]
 
-    def run(self, x: Tensor) -> dict[str, np.ndarray]:
-        """Return output name to array for one batch ``(N, ...)`` of real values.
+    def run(self, batch: Any) -> dict[str, np.ndarray]:
+        """Return output name to array for one batch.
+
+        Args:
+            batch: A tensor ``(N, ...)``, real values or integers, or a tuple or mapping of
+                arguments.
 
         Raises:
             ExportError: If the graph cannot run on it.
+            GraphError: If the model took other arguments.
         """
+        feeds = self.call.feeds(Call.of(batch))
         try:
-            (source,) = self.session.get_inputs()
-            values = self.session.run(self.outputs, {source.name: full_precision(x).numpy()})
+            feeds = {name: full_precision(x) for name, x in feeds.items()}
+            values = self.session.run(self.outputs, {k: x.numpy() for k, x in feeds.items()})
         except Exception as error:  # onnxruntime's own classes, and what a graph makes of shapes
+            shapes = ", ".join(str(tuple(x.shape)) for x in feeds.values())
             raise ExportError(
-                f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, "
+                f"expected a graph in '{self.path}' that runs on inputs of shape {shapes}, "
                 f"got {reason(error)}: give it inputs as it was exported for, or export it again."
             ) from error
         return dict(zip(self.outputs, map(np.asarray, values), strict=True))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the first output, the logits ``(N, K)``, for one batch."""
-        return torch.from_numpy(self.run(x)[self.outputs[0]])
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of a file that has one, else all of them, for one call."""
+        found = self.run(Call(args, kwargs))
+        return self.call.build([torch.from_numpy(found[name]) for name in self.call.outputs])
+
+    @property
+    def signature(self) -> Signature | None:
+        """How it is called; None of a file that does not say: tensors in a row."""
+        return self.call.signature
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -93,12 +117,18 @@ class OnnxModel:
         Raises:
             ExportError: If another program wrote the file, in a form of its own.
         """
-        return decode_metadata(self.session.get_modelmeta().custom_metadata_map)
+        facts = decode_metadata(self.session.get_modelmeta().custom_metadata_map)
+        return {key: value for key, value in facts.items() if key != CALL}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, without the batch axis."""
+        """Shape of one sample of the first input, without the batch axis."""
         return tuple(self.session.get_inputs()[0].shape[1:])
+
+    @property
+    def prediction_shape(self) -> tuple[Any, ...]:
+        """Shape of the prediction; axes of any length have names."""
+        return tuple(self.session.get_outputs()[self.call.prediction].shape)
 
 
 def _options(optimise: bool, threads: int | None, *, exact_sums: bool) -> Any:

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qat.calls import on_batch
 from qat.codecs import ActivationCodec
 from qat.errors import VerificationError
 from qat.export.runtime import OnnxModel
 from qat.export.sites import SUFFIX
+from qat.outputs import named_tensors
 
 DECISIVE = ("converted", "onnxruntime")
 Z_95 = 1.959964
@@ -36,6 +38,23 @@ class SiteDifference:
     site: str
     share: float
     largest: int
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How one output of a form of the model differs from the fold stage's, on a sample.
+
+    Attributes:
+        output: Its name.
+        kind: The form of the model.
+        agreement: Share of values within 1 % of the output's range; of integers, equal ones.
+        largest: Largest difference, in 1/255 of the range.
+    """
+
+    output: str
+    kind: str
+    agreement: float
+    largest: float
 
 
 class Interval(NamedTuple):
@@ -61,6 +80,7 @@ class Verification:
         packed_difference: The first tensor in which the packed file differs; decides, too.
         float_ops: What has no integer form on a chip: name of the operation, by node.
         largest_sums: Largest magnitude of an accumulator, by layer.
+        outputs: Every output of a model with several; those of forms in ``DECISIVE`` decide.
     """
 
     agreement: dict[str, float]
@@ -72,12 +92,20 @@ class Verification:
     packed_difference: str | None = None
     float_ops: dict[str, str] = field(default_factory=dict)
     largest_sums: dict[str, int] = field(default_factory=dict)
+    outputs: list[OutputDifference] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Whether every decisive agreement reaches the threshold, and the packed file is right."""
         agree = all(share >= self.threshold for share in self._decisive.values())
-        return agree and self.packed_difference is None
+        return agree and self.packed_difference is None and self.differing_output is None
+
+    @property
+    def differing_output(self) -> OutputDifference | None:
+        """The decisive output that agrees least, if that is below the threshold."""
+        decisive = [x for x in self.outputs if x.kind in DECISIVE]
+        least = min(decisive, key=lambda x: x.agreement, default=None)
+        return least if least is not None and least.agreement < self.threshold else None
 
     @property
     def _decisive(self) -> dict[str, float]:
@@ -102,6 +130,7 @@ class Verification:
             "sites_unoptimised": [asdict(site) for site in self.sites_unoptimised],
             "float_ops": self.float_ops,
             "largest_sums": self.largest_sums,
+            "outputs": [asdict(output) for output in self.outputs],
         }
 
     def check(self) -> None:
@@ -118,8 +147,14 @@ class Verification:
         if self.passed:
             return
         name, share = min(self._decisive.items(), key=lambda item: item[1])
-        first = self.first_difference
+        first, output = self.first_difference, self.differing_output
         where = f"first at site '{first.site}'" if first else "in the output only"
+        if share >= self.threshold and output is not None:
+            raise VerificationError(
+                f"expected output '{output.output}' of {output.kind} to agree with the fake-quant "
+                f"model on at least {self.threshold:.2%} of its values, got "
+                f"{output.agreement:.2%}: they differ {where}; see report.md, do not ship it."
+            )
         raise VerificationError(
             f"expected {name} to agree with the fake-quant model on at least "
             f"{self.threshold:.2%} of the predictions, got {share:.2%}: they differ {where}; see "
@@ -164,16 +199,51 @@ def compare_outputs(reference: Tensor, other: Tensor) -> tuple[float, float]:
     return agreement, ((reference - other).abs().max() / step).item()
 
 
+def compare_trees(kind: str, reference: Any, other: Any) -> list[OutputDifference]:
+    """Compare all tensors of what two forms of a model return.
+
+    Args:
+        kind: What the other form is called.
+        reference: What the fold stage returns.
+        other: What the other form returns, in dictionaries and tuples.
+    """
+    ours, theirs = named_tensors(reference), named_tensors(other)
+    return [
+        OutputDifference(name, kind, *compare_values(x, theirs.get(name)))
+        for name, x in ours.items()
+    ]
+
+
+def compare_values(reference: Tensor, other: Tensor | None) -> tuple[float, float]:
+    """Return the share of values that agree, and the largest difference in 1/255 of the range.
+
+    Args:
+        reference: An output, any shape and type; infinite and NaN agree with the same.
+        other: The same of another form of the model, if it has it.
+    """
+    if other is None or other.shape != reference.shape:
+        return 0.0, math.inf
+    if reference.numel() == 0:
+        return 1.0, 0.0
+    a, b = reference.double(), other.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = a[a.isfinite()]
+    spread = float(finite.max() - finite.min()) if finite.numel() else 0.0
+    gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(math.inf, math.inf)
+    near = gap <= (spread / 100 if reference.is_floating_point() else 0.0)
+    return near.double().mean().item(), float(gap.max()) / max(spread, 1e-12) * 255
+
+
 def compare_sites(
-    make_run: Callable[[Observer], Callable[[Tensor], object]],
+    make_run: Callable[[Observer], Callable[..., object]],
     path: Path,
     sites: list[str],
-    x: Tensor,
+    batch: Any,
     *,
     optimise: bool = True,
     inspect: Callable[[str, Tensor, Tensor], None] | None = None,
 ) -> list[SiteDifference]:
-    """Compare the codes that a converted model and its file make of ``x``, site by site.
+    """Compare the codes that a converted model and its file make of a batch, site by site.
 
     Behind each site the converted model goes on with the file's codes, so that a difference is
     counted where it arises and nowhere else.
@@ -182,11 +252,11 @@ def compare_sites(
         make_run: Makes a run of the converted model on integers that shows its codes.
         path: Its ``.onnx`` file.
         sites: What ``export_onnx`` returned.
-        x: One batch ``(N, ...)``, real values.
+        batch: A tensor ``(N, ...)``, or a tuple or mapping of arguments.
         optimise: Whether onnxruntime may rewrite the graph.
         inspect: Called with every site, the model's codes and the file's.
     """
-    found = OnnxModel(path, optimise=optimise, outputs=[f"{s}{SUFFIX}" for s in sites]).run(x)
+    found = OnnxModel(path, optimise=optimise, outputs=[f"{s}{SUFFIX}" for s in sites]).run(batch)
     calls: Counter[str] = Counter()
     differences: list[SiteDifference] = []
 
@@ -200,7 +270,7 @@ def compare_sites(
             inspect(site, codes, theirs)
         return theirs
 
-    make_run(compare)(x)
+    on_batch(make_run(compare), batch)
     return differences
 
 

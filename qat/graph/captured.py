@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import TreeSpec
 
+from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.pickling import build_graph, flatten_graph
-from qat.graph.signature import Example, Signature, unflatten_output
 from qat.graph.views import CONTAINER
+from qat.outputs import Outputs
+from qat.signature import Signature
 
 MODES = ("train", "eval")
 
@@ -32,16 +33,18 @@ class Captured(nn.Module):
     Args:
         model: The user's model; its tree is shared, not copied.
         graphs: Mode to graph, over the names of that tree.
-        outputs: Mode to the structure of what it returns.
+        outputs: Mode to what it returns.
         signature: How it is called.
+        example: The call that it was captured with.
     """
 
     def __init__(
         self,
         model: nn.Module,
         graphs: dict[str, fx.Graph],
-        outputs: dict[str, TreeSpec],
+        outputs: dict[str, Outputs],
         signature: Signature,
+        example: Call,
     ) -> None:
         super().__init__()
         for kind in ("_modules", "_parameters", "_buffers"):
@@ -50,6 +53,7 @@ class Captured(nn.Module):
         self.training = model.training
         self.source = f"{type(model).__module__}.{type(model).__qualname__}"
         self.graphs, self.outputs, self.signature = graphs, outputs, signature
+        self.example = example
         self.leaves: list[str] = []
         """Names of modules that could not be traced and run as they are."""
         self.follows_batch = True
@@ -62,11 +66,6 @@ class Captured(nn.Module):
     def mode(self) -> str:
         """``"train"`` or ``"eval"``."""
         return "train" if self.training else "eval"
-
-    @property
-    def example(self) -> Example:
-        """The call that it was captured with."""
-        return self.signature.example
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph of the current mode; arguments and results are the original model's.
@@ -88,7 +87,7 @@ class Captured(nn.Module):
             GraphError: If the call has another form than the example.
         """
         found = self.run(self.inputs(*args, **kwargs), function)
-        return unflatten_output(found, self.outputs[self.mode])
+        return self.outputs[self.mode].build(found)
 
     def inputs(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Return the tensors of a call in the order of the graphs' placeholders.
@@ -117,7 +116,7 @@ class Captured(nn.Module):
             raise self._explain(error, tensors) from error
 
     def _explain(self, error: RuntimeError, tensors: list[Tensor]) -> Exception:
-        known = [tuple(x.shape[1:]) for _, x in self.signature.tensors()]
+        known = [x.shape[1:] for x in self.signature.inputs]
         got = [tuple(x.shape[1:]) for x in tensors]
         if known == got:
             return error

@@ -32,6 +32,10 @@ def convert(captured: Captured) -> fx.GraphModule:
     Args:
         captured: A model in its fold stage with every quantizer on.
 
+    Returns:
+        Integers and a graph that takes and returns tensors in a row; ``IntegerRun`` calls it like
+        the model.
+
     Raises:
         ExportError: If a site does not quantize yet or a layer is not folded.
     """
@@ -53,6 +57,7 @@ def convert(captured: Captured) -> fx.GraphModule:
     converted = fx.GraphModule(twin, graph, class_name="IntegerModel")
     converted.graph.eliminate_dead_code()
     converted.recompile()
+    converted.meta |= {"signature": captured.signature, "outputs": captured.outputs["eval"]}
     return converted
 
 

@@ -38,7 +38,7 @@ def run_seeded(model: nn.Module, captured: Captured, mode: str) -> Any:
     model.train(mode == "train")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return captured.example.call(model)
+        return captured.example.on_copies(model)
 
 
 def difference(a: Any, b: Any) -> float | None:

@@ -120,8 +120,8 @@ def prepare(model: nn.Module, scheme: Scheme, example: Any) -> tuple[Captured, P
         model: The user's float model; it stays as it is.
         scheme: What it should become.
         example: One batch as the model takes it: a tensor ``(N, ...)``, a tuple of arguments, or a
-            dict of arguments by name; two or more samples, so that batch-norm can be checked in
-            training mode.
+            mapping of arguments by name; two or more samples, so that batch-norm can be checked in
+            training mode. Axis 0 is the batch of most tensors; those of another length have none.
 
     Raises:
         GraphError: If the model cannot be traced, has complex weights, or computes something else

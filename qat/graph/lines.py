@@ -10,7 +10,8 @@ from types import FrameType
 
 import torch
 
-_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_HERE = Path(__file__).parent
+_OURS = (str(Path(torch.__file__).parent), str(_HERE), str(_HERE.parent / "calls.py"))
 
 
 def line_of_error(error: BaseException) -> str:

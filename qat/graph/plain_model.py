@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_map_only
 
+from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.captured import Captured
 from qat.graph.trace import capture
@@ -85,7 +85,7 @@ def capture_plain(model: nn.Module, example: Any) -> tuple[Captured, PlainModel]
     for note in plain.notes:
         log.warning("%s", note)
     kinds = plain.converted
-    call = tree_map_only(Tensor, lambda x: x.float() if x.dtype in kinds else x, example)
+    call = Call.of(example).map(lambda x: x.float() if x.dtype in kinds else x)
     try:
         captured = capture(deepcopy(plain.model), call)
     except GraphError as error:

@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import TreeSpec
 
+from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.captured import MODES, Captured
 from qat.graph.lines import line_of_error
-from qat.graph.signature import Example, Signature
 from qat.graph.tracer import ModeTracer
+from qat.graph.values import is_plain
 from qat.graph.views import CONTAINER, Views
+from qat.outputs import Outputs
+from qat.signature import Signature
+from qat.trees import leaves, name_of
 
 _RESERVED = {
     *(
@@ -29,6 +32,7 @@ _RESERVED = {
         "graphs",
         "outputs",
         "signature",
+        "example",
         "leaves",
         "follows_batch",
         "converted",
@@ -53,11 +57,10 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
         GraphError: If the model does not run, or its own forward cannot be traced, naming the line.
     """
     _check_names(model)
-    call = Example.of(example)
-    _check_runs(model, call)
+    call = Call.of(example)
+    _check_outputs(_check_runs(model, call))
     was_training, known = model.training, set(model.__dict__)
-    signature = Signature(model, call)
-    task = _Capture(model, signature, whole_attention=whole_attention)
+    task = _Capture(model, call, whole_attention=whole_attention)
     modes = {module: module.training for module in model.modules()}
     try:
         graphs, outputs = task.trace()
@@ -67,7 +70,8 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
             module.training = mode
         model.training = was_training
     constants = _share_constants(graphs, constants)
-    captured = Captured(model, graphs, outputs, signature)
+    signature = task.signature if task.follows_batch else task.signature.without_batch()
+    captured = Captured(model, graphs, outputs, signature, call)
     captured.leaves, captured.follows_batch = sorted(task.leaves), task.follows_batch
     captured.add_views(task.views.modules)
     for name, value in constants.items():
@@ -82,13 +86,16 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
 class _Capture:
     """One capture: what both modes share, and what was given up so far."""
 
-    def __init__(self, model: nn.Module, signature: Signature, *, whole_attention: bool) -> None:
-        self.model, self.signature, self.whole_attention = model, signature, whole_attention
+    def __init__(self, model: nn.Module, example: Call, *, whole_attention: bool) -> None:
+        self.model, self.example, self.whole_attention = model, example, whole_attention
+        self.signature = Signature.of(model, example)
+        self.lengths = example.lengths[1:]
+        """What else may be the number of samples in the example."""
         self.views = Views(model)
         self.leaves: set[str] = set()
         self.follows_batch = True
 
-    def trace(self) -> tuple[dict[str, fx.Graph], dict[str, TreeSpec]]:
+    def trace(self) -> tuple[dict[str, fx.Graph], dict[str, Outputs]]:
         """Trace both modes, beginning again whenever something more was given up."""
         while True:
             graphs, outputs = {}, {}
@@ -102,7 +109,8 @@ class _Capture:
 
     def _trace(self, mode: str) -> ModeTracer | None:
         whole = self.whole_attention
-        tracer = ModeTracer(self.signature, self.leaves, self.views, whole_attention=whole)
+        called = (self.signature, self.example)
+        tracer = ModeTracer(*called, self.leaves, self.views, whole_attention=whole)
         tracer.follows_batch = self.follows_batch
         self.model.train(mode == "train")
         before = _attributes(self.model)
@@ -121,9 +129,12 @@ class _Capture:
         return tracer
 
     def _give_up(self, tracer: ModeTracer, error: Exception) -> None:
-        """Leave one more module whole; in the model itself, the freedom of batch sizes."""
+        """Leave one more module whole; in the model itself, choose another number of samples."""
         if tracer.current and tracer.current[-1] not in self.leaves:
             self.leaves.add(tracer.current[-1])
+        elif self.follows_batch and self.lengths:
+            self.signature = Signature.of(self.model, self.example, self.lengths.pop(0))
+            self.leaves.clear()
         elif self.follows_batch:
             self.follows_batch = False
             self.leaves.clear()
@@ -184,22 +195,41 @@ def _check_names(model: nn.Module) -> None:
         )
 
 
-def _check_runs(model: nn.Module, call: Example) -> None:
+def _check_outputs(result: Any) -> None:
+    for path, leaf in leaves(result):
+        if not isinstance(leaf, Tensor) and not is_plain(leaf):
+            raise GraphError(
+                "expected a model that returns tensors and numbers in tuples, lists, dictionaries "
+                f"and dataclasses, got {type(leaf).__name__} at '{name_of(path) or 'output'}': "
+                "switch it off (caches of transformers: use_cache=False), or return its tensors."
+            )
+
+
+def _check_runs(model: nn.Module, call: Call) -> Any:
     was_training = model.training
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with torch.no_grad():
-            call.call(model.eval())
+            result = call.on_copies(model.eval())
             for name, value in model.named_buffers():
                 if name in buffers and value.shape == buffers[name].shape:
                     value.copy_(buffers[name])  # others are caches, made for this size
+            return result
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        shapes = [tuple(x.shape) for x in (*call.args, *call.kwargs.values()) if torch.is_tensor(x)]
+        shapes = [tuple(x.shape) for x in call.tensors]
         raise GraphError(
             f"expected a model that takes a batch of shape {', '.join(map(str, shapes))}, got "
-            f"{type(error).__name__} ({reason}) at {line_of_error(error)}: choose "
-            "an input size, number of channels or model that fit each other."
+            f"{type(error).__name__} ({reason}) at {line_of_error(error)}: {_remedy(error)}."
         ) from error
     finally:
         model.train(was_training)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, TypeError) and "argument" in str(error):
+        return (
+            "pass arguments by position as a tuple, by name as a mapping, and a mapping or tuple "
+            "that is one argument as (argument,)"
+        )
+    return "choose an input size, number of channels or model that fit each other"

@@ -20,12 +20,15 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from qat.calls import Call
 from qat.graph import attention
 from qat.graph.lines import current_line, current_lines
 from qat.graph.proxy import FACTORIES, ValueDecisionError, ValueProxy, factory
-from qat.graph.signature import Signature
 from qat.graph.values import Values, is_plain
 from qat.graph.views import Views
+from qat.outputs import Output, Outputs, describe_leaf
+from qat.signature import Signature
+from qat.trees import Path, flatten, leaves
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Embedding)
 
@@ -34,7 +37,8 @@ class ModeTracer(fx.Tracer):
     """Trace a model in the mode it is in.
 
     Args:
-        signature: What the model is called with.
+        signature: How the model is called.
+        example: What it is called with.
         leaves: Names of modules to leave whole.
         views: Where functional layers find their modules.
         whole_attention: Leave attention as one operation.
@@ -44,14 +48,21 @@ class ModeTracer(fx.Tracer):
     """Whether the graph is for any number of samples."""
 
     def __init__(
-        self, signature: Signature, leaves: set[str], views: Views, *, whole_attention: bool
+        self,
+        signature: Signature,
+        example: Call,
+        leaves: set[str],
+        views: Views,
+        *,
+        whole_attention: bool,
     ) -> None:
         super().__init__()
-        self.signature, self.leaves, self.views = signature, leaves, views
+        self.signature, self.example = signature, example
+        self.leaves, self.views = leaves, views
         self.whole_attention = whole_attention
         self.proxy_buffer_attributes = True  # else writing into one would happen while tracing
         self.current: list[str] = []
-        self.outputs: Any = None
+        self.outputs = Outputs(())
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Return the graph of ``root`` in its present mode; nothing of it is changed."""
@@ -66,18 +77,25 @@ class ModeTracer(fx.Tracer):
         """Make a placeholder for every tensor that the model is called with."""
         del root_fn, is_module, concrete_args
         proxies = []
-        for name, tensor in self.signature.tensors():
-            node = self.create_node("placeholder", name, (), {})
-            self.values.set_input(node, tensor, self.follows_batch * self.signature.batch)
+        tensors = self.signature.flatten(self.example.args, self.example.kwargs)
+        for place, tensor in zip(self.signature.inputs, tensors, strict=True):
+            node = self.create_node("placeholder", _identifier(place.name), (), {})
+            self.values.set_input(node, tensor, more=self.follows_batch and place.has_batch)
             proxies.append(self.proxy(node))
 
         def call_user(*tensors: Any) -> Any:
-            args, kwargs = self.signature.rebuild(tensors)
-            result = type(self.root).forward(self.root, *args, **kwargs)
-            leaves, self.outputs = self.signature.flatten_output(result)
-            return leaves
+            example = self.signature.fill(self.example, tensors)
+            result = type(self.root).forward(self.root, *example.args, **example.kwargs)
+            values, spec = flatten(result)
+            self.outputs = Outputs(map(self._describe, leaves(result)), spec)
+            return values[0] if self.outputs.is_alone else values
 
         return call_user, proxies
+
+    def _describe(self, leaf: tuple[Path, Any]) -> Output:
+        path, x = leaf
+        is_proxy = issubclass(type(x), ValueProxy)  # proxies pretend to be of other types
+        return describe_leaf(path, self.values.of[x.node] if is_proxy else (x, x))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is called as it is."""
@@ -109,7 +127,7 @@ class ModeTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> ValueProxy:
         """Return the proxy of a node, with its values."""
         if node not in self.values.of:
-            self.values.evaluate(node, self.signature.batch)
+            self.values.evaluate(node, self.signature.samples)
         proxy = ValueProxy(node, self)
         proxy.values = self.values.of[node]
         return proxy
@@ -148,6 +166,10 @@ class ModeTracer(fx.Tracer):
         node.meta["lines"] = current_lines()
         node.meta["line"] = current_line("call_user")
         return node
+
+
+def _identifier(name: str) -> str:
+    return "_".join("".join(c if c.isalnum() or c == "_" else " " for c in name).split())
 
 
 @contextmanager

@@ -45,17 +45,16 @@ class Values:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.of: dict[fx.Node, tuple[Any, ...]] = {}
 
-    def set_input(self, node: fx.Node, example: Tensor, batch: int) -> None:
-        """Give a placeholder its example, and the same with one sample more where it has a batch.
+    def set_input(self, node: fx.Node, example: Tensor, *, more: bool) -> None:
+        """Give a placeholder its example, and the same with one sample more.
 
         Args:
             node: The placeholder.
             example: Real values or integers. Shape ``(...)``.
-            batch: Samples in the example's batch; 0 if the graph is for that number only.
+            more: Whether it has a batch, and the graph is for any number of samples.
         """
-        has_batch = batch > 0 and example.ndim > 0 and len(example) == batch
-        more = torch.cat([example, example[:1]]) if has_batch else example
-        self.of[node] = tuple(self.fake.from_tensor(x.detach()) for x in (example, more))
+        second = torch.cat([example, example[:1]]) if more else example
+        self.of[node] = tuple(self.fake.from_tensor(x.detach()) for x in (example, second))
         node.meta["shape"], node.meta["macs"] = self.shape(node), 0
 
     def evaluate(self, node: fx.Node, batch: int) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,12 +93,12 @@ class AdaRound(Initialiser):
         self.first_beta, self.last_beta = beta
         self.warm_up = warm_up
 
-    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Any], reference: Captured) -> str:
         """Round weights in place, layer by layer in order of execution.
 
         Args:
             model: A prepared model whose weights are quantized, and whose activations pass.
-            batches: Inputs ``(N, ...)``.
+            batches: Inputs ``(N, ...)``, or calls.
             reference: The same in float.
 
         Returns:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import Any
 
 from qat.errors import ConfigError
 from qat.graph.captured import Captured
@@ -37,12 +36,12 @@ class Initialiser(ABC):
         self.num_batches = num_batches
 
     @abstractmethod
-    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Any], reference: Captured) -> str:
         """Do it in place.
 
         Args:
             model: A prepared model; activations pass, weights are quantized if ``reads_grids``.
-            batches: Inputs ``(N, ...)``.
+            batches: Inputs ``(N, ...)``, or calls.
             reference: What ``model`` should compute: itself, or if ``reads_grids`` a copy from
                 before its weights were quantized, all in float.
 

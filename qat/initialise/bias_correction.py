@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,12 +50,12 @@ class BiasCorrection(Initialiser):
     def __init__(self, num_batches: int = 8) -> None:
         super().__init__(num_batches)
 
-    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Any], reference: Captured) -> str:
         """Correct biases and running means in place.
 
         Args:
             model: A prepared model whose weights are quantized, and whose activations pass.
-            batches: Inputs ``(N, ...)``.
+            batches: Inputs ``(N, ...)``, or calls.
             reference: The same in float.
 
         Returns:

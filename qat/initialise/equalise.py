@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 class Equalise(Initialiser):
     """Equalise all pairs of a model, again and again until no range moves; no data are needed."""
 
-    def __call__(self, model: Captured, batches: Sequence[Tensor], reference: Captured) -> str:
+    def __call__(self, model: Captured, batches: Sequence[Any], reference: Captured) -> str:
         """Scale weights, biases and batch-norms in place; the float function stays the same.
 
         Args:

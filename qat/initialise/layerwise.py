@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.calls import on_batch
 from qat.graph.captured import Captured
 from qat.layers import QuantizedLayer, quantized_layers
 from qat.subclass import plain_twin
@@ -42,12 +43,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def count_calls(model: Captured, batch: Tensor) -> Counter[str]:
+def count_calls(model: Captured, batch: Any) -> Counter[str]:
     """Return how often each module runs for one batch, in the order in which they first end.
 
     Args:
         model: A prepared model.
-        batch: Inputs ``(N, ...)``.
+        batch: Inputs ``(N, ...)``, or a call.
     """
     calls: Counter[str] = Counter()
     names = {id(module): name for name, module in model.named_modules() if name}
@@ -58,7 +59,7 @@ def count_calls(model: Captured, batch: Tensor) -> Counter[str]:
     ]
     try:
         with evaluation(model):
-            model(batch)
+            on_batch(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -93,14 +94,14 @@ def is_shared(model: Captured, parameter: Tensor, calls: Counter[str]) -> bool:
 
 
 def look_at(
-    model: Captured, name: str, batches: Sequence[Tensor], look: Look, *, calls: int = 1
+    model: Captured, name: str, batches: Sequence[Any], look: Look, *, calls: int = 1
 ) -> None:
     """Show every call of a layer to ``look``, and run nothing behind the last one.
 
     Args:
         model: A prepared model.
         name: Of the layer.
-        batches: Inputs ``(N, ...)``.
+        batches: Inputs ``(N, ...)``, or calls.
         look: Takes input and output of a call.
         calls: How often the layer runs for one batch.
     """
@@ -118,7 +119,7 @@ def look_at(
         with evaluation(model):
             for batch in batches:
                 with suppress(_ReachedError):
-                    model(batch)
+                    on_batch(model, batch)
     finally:
         handle.remove()
 

@@ -7,7 +7,7 @@ arXiv:2004.10568, section 3.3, eq. 25.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class Reconstruction(NamedTuple):
 
 
 def record(
-    model: Captured, reference: Captured, name: str, batches: Sequence[Tensor]
+    model: Captured, reference: Captured, name: str, batches: Sequence[Any]
 ) -> Reconstruction:
     """Run two models up to a layer that is called once, and keep what it reads and should return.
 

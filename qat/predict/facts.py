@@ -17,16 +17,20 @@ LEAST_STD = 1e-30
 
 
 def check_model(model: OnnxModel, file: Path) -> None:
-    """Check that a model takes float samples of one shape and returns logits.
+    """Check that a model takes float samples of one shape.
 
     Raises:
         ExportError: If it takes or returns something else.
     """
-    inputs, outputs = model.session.get_inputs(), model.session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise _refuse(
-            file, "one input and one output", f"{len(inputs)} inputs and {len(outputs)} outputs"
+    inputs = model.session.get_inputs()
+    if len(inputs) != 1:
+        raise ExportError(
+            f"expected one input in a model to predict images or rows with, got "
+            f"{', '.join(x.name for x in inputs)} in '{file}': call it from Python, "
+            "qat.export.runtime.OnnxModel(path)(...), with the arguments of the trained model."
         )
+    if model.signature is None and len(model.call.outputs) != 1:
+        raise _refuse(file, "one output", f"{len(model.call.outputs)} outputs")
     shape = inputs[0].shape
     are_sizes = len(shape) > 1 and all(type(size) is int and size > 0 for size in shape[1:])
     if inputs[0].type != "tensor(float)" or not are_sizes or math.prod(shape[1:]) > MOST_VALUES:
@@ -43,7 +47,7 @@ def check_facts(facts: Mapping[str, Any], model: OnnxModel, file: Path) -> None:
     classes = facts["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise _refuse(file, "a list of names as classes", _shorten(classes))
-    outputs = model.session.get_outputs()[0].shape
+    outputs = model.prediction_shape
     if len(outputs) != 2 or (type(outputs[1]) is int and outputs[1] != len(classes)):
         raise _refuse(file, f"logits (N, {len(classes)}), one a class", f"an output {outputs}")
     for key in ("mean", "std"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qat.errors import ExportError
 from qat.export.runtime import OnnxModel
+from qat.outputs import find_prediction
 from qat.predict.batches import Batch
 from qat.predict.facts import check_facts, check_model
 
@@ -71,7 +72,8 @@ def predict(
 
 def _run(model: OnnxModel, samples: Tensor, classes: int) -> Tensor:
     try:
-        logits = model(samples)
+        prediction = model.signature.prediction if model.signature else None
+        logits = find_prediction(model(samples), prediction)
     except Exception as error:  # onnxruntime's have no common type
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(

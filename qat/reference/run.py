@@ -27,9 +27,9 @@ from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
-from qat.graph.signature import unflatten_output
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
 from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
+from qat.signature import interface
 
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
 Quantize = FakeQuant | ActivationCodec | DynamicTensorCodec
@@ -56,7 +56,10 @@ class IntegerRun(fx.Interpreter):
     ) -> None:
         graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
         super().__init__(model, graph=graph)
-        self.captured = model if isinstance(model, Captured) else None
+        if isinstance(model, Captured):
+            self.signature, self.outputs = model.signature, model.outputs["eval"]
+        else:
+            self.signature, self.outputs = interface(model)
         self.observer = observer
         self.codecs: dict[FakeQuant, Any] = {}
         self.lookups: dict[FakeQuant, Lookup | None] = {}
@@ -65,16 +68,17 @@ class IntegerRun(fx.Interpreter):
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns in eval mode for one batch, in the same form."""
+        """Return what the model returns in eval mode for one call, in the same form."""
         self.codecs.clear()
         self.lookups.clear()
         self.float_ops.clear()
-        model = self.captured
-        tensors = [*args, *kwargs.values()] if model is None else model.inputs(*args, **kwargs)
+        tensors = (
+            self.signature.flatten(args, kwargs) if self.signature else [*args, *kwargs.values()]
+        )
         tensors = [full_precision(x) for x in tensors]
         with torch.autocast(tensors[0].device.type, enabled=False):
             result = self.run(*tensors)
-        return result if model is None else unflatten_output(result, model.outputs["eval"])
+        return result if self.outputs is None else self.outputs.build(result)
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""

@@ -13,16 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from qat.calls import Call
 from qat.errors import ExportError
 from qat.export.decomposed import decompose, float_layers
+from qat.export.form import tensors_of
 from qat.export.packed_graph import to_graph_module
 from qat.export.quiet import quiet
 from qat.integer_layers import IntegerLayer
 from qat.runtimes.packed_model import PackedModel
+from qat.signature import interface
 
 log = logging.getLogger("qat")
 PATTERNS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
@@ -30,7 +34,7 @@ _COUNTS = ("qconv_weight_prepack_matcher_count", "qlinear_weight_prepack_matcher
 
 
 class InductorModel(PackedModel):
-    """A ``.safetensors`` file compiled for the CPU; call it with a batch to get the logits.
+    """A ``.safetensors`` file compiled for the CPU; call it like the model that it was made of.
 
     The first call with a batch size compiles, which takes seconds to a minute.
 
@@ -57,31 +61,34 @@ class InductorModel(PackedModel):
         _check_layers(Path(path), model, names)
         self.compiled = torch.compile(decompose(model), dynamic=False)
         self.integer_layers: int | None = None
-        self.shapes: set[torch.Size] = set()
+        self.shapes: set[tuple[torch.Size, ...]] = set()
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of one batch ``(N, ...)``, real values.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model returns for one call, such as logits ``(N, K)``.
 
         Raises:
             ExportError: If Inductor cannot compile it, such as without a C++ compiler.
+            GraphError: If the model took other arguments.
         """
         before = _count_kernels()
-        is_new = x.shape not in self.shapes
+        tensors, outputs = tensors_of(self.packed, Call(args, kwargs)), interface(self.packed)[1]
+        shapes = tuple(x.shape for x in tensors)
+        is_new = shapes not in self.shapes
         try:
             with _compiling() if is_new else nullcontext():
-                logits = self.compiled(x)
+                found = self.compiled(*tensors)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise ExportError(
                 f"expected Inductor to compile the model, got {type(error).__name__}: {reason}: "
                 "install a C++ compiler, or use another runtime."
             ) from error
-        self.shapes.add(x.shape)
+        self.shapes.add(shapes)
         if self.integer_layers is None:
             self.integer_layers = _count_kernels() - before
             log.info("inductor runs %d layers in int8 kernels", self.integer_layers)
-        return logits
+        return found if outputs is None else outputs.build(found)
 
 
 def _check_machine() -> None:

@@ -7,24 +7,32 @@ file is not trusted: what runs is an interpreter over operations of a list.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qat.calls import Call
 from qat.errors import ExportError, reason
 from qat.export.allowed import DTYPES
 from qat.export.calls import CheckedCalls
+from qat.export.form import tensors_of
 from qat.export.packed import FORMS, load_model
 from qat.export.packed_graph import PackedGraph, to_graph_module
 from qat.functional.affine import full_precision
 from qat.memory import available
+from qat.outputs import Outputs
 from qat.reference.run import IntegerRun
+from qat.signature import Signature, interface
+from qat.trees import is_plain, leaves
 
 
 class PackedModel(nn.Module):
-    """A ``.safetensors`` file as a module; call it with a batch to get the logits.
+    """A ``.safetensors`` file as a module; call it like the model that it was made of.
+
+    It returns what the model returns, with dictionaries in place of its own classes.
 
     Sums are exact integers, rounded once where the next quantize reads them, so codes and
     predictions are the converted model's and, up to float operations, onnxruntime's.
@@ -50,27 +58,40 @@ class PackedModel(nn.Module):
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of one batch ``(N, ...)``, real values.
+    @property
+    def signature(self) -> Signature | None:
+        """How it is called; None of a file that does not say: one tensor."""
+        return interface(self.packed)[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model returns for one call, such as logits ``(N, K)``.
+
+        Args:
+            *args: Tensors ``(N, ...)``, real values or integers, or trees of them.
+            **kwargs: The same by name.
 
         Raises:
             ExportError: If the graph cannot run on it, or would take more memory than is free.
+            GraphError: If the model took other arguments.
         """
-        x = full_precision(x)
+        call = Call(args, kwargs).map(full_precision)
+        tensors = tensors_of(self.packed, call)
         try:
-            self.packed.check_inputs((x,))
-            logits = _IntegerRun(self.packed)(x.clone())  # the graph may write into it
+            self.packed.check_inputs(tuple(tensors))
+            result = call.on_copies(_IntegerRun(self.packed))  # the graph may write into them
             self.packed.check_unchanged()
-            _check_tensors(logits)
+            _check_tensors(result, interface(self.packed)[1])
         except Exception as error:  # a graph of a file raises whatever torch raises
-            raise self._refused(x, reason(error)) from error
-        return logits
+            raise self._refused(tensors, reason(error)) from error
+        return result
 
-    def _refused(self, x: Tensor, reason: str) -> ExportError:
+    def _refused(self, tensors: Sequence[Tensor], reason: str) -> ExportError:
+        signature = self.signature
+        wanted = f"of shape {(-1, *self.input_shape)}" if signature is None else signature.shown
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         return ExportError(
-            f"expected a graph in '{self.path}' that runs on inputs of shape {tuple(x.shape)}, got "
-            f"{reason}: give it inputs of shape {(-1, *self.input_shape)}, "
-            "or export it again."
+            f"expected a graph in '{self.path}' that runs on inputs of shape {shapes}, got "
+            f"{reason}: give it inputs {wanted}, or export it again."
         )
 
     @property
@@ -88,7 +109,7 @@ class PackedModel(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, without the batch axis."""
+        """Shape of one sample of the first input, without the batch axis."""
         return tuple(self.header["input"]["shape"])
 
     def example(self) -> Tensor:
@@ -106,15 +127,15 @@ class PackedModel(nn.Module):
         return torch.zeros(1, *self.input_shape, dtype=dtype)
 
 
-def _check_tensors(value: Any) -> None:
-    """Refuse an output that is more than tensors."""
-    if isinstance(value, tuple | list):
-        for part in value:
-            _check_tensors(part)
-    elif isinstance(value, dict):
-        _check_tensors([*value.values()])
-    elif not isinstance(value, Tensor):
-        raise ExportError(f"{type(value).__name__} instead of a tensor as its output")
+def _check_tensors(result: Any, outputs: Outputs | None) -> None:
+    """Refuse an output that is more than tensors and the constants that the file lists."""
+    found = [leaf for _, leaf in leaves(result)]
+    constants = (
+        [False] * len(found) if outputs is None else [x.shape is None for x in outputs.leaves]
+    )
+    for leaf, is_constant in zip(found, constants, strict=True):
+        if not isinstance(leaf, Tensor) and not (is_constant and is_plain(leaf)):
+            raise ExportError(f"{type(leaf).__name__} instead of a tensor as its output")
 
 
 class _IntegerRun(CheckedCalls, IntegerRun):

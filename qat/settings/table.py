@@ -167,6 +167,7 @@ TABLE = Group(
         "channels_last": FLAG,
         "keep_memory": FLAG,
         "target": WORD,
+        "prediction": WORD | whole(0) | NULL,
         "ckpt": FILE | NULL,
         "ckpt_path": FILE | NULL,
         "resume_changes": words("refuse", "allow"),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from qat.errors import ConfigError
 from qat.graph.checkpointing import runs_again
-from qat.training.evaluate import first_output
+from qat.training.evaluate import logits_of
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -116,16 +116,16 @@ class Teacher:
     features: tuple[Features, Features] | None = None
     feature_weight: float = 0.0
 
-    def mix(self, loss: Tensor, student: Tensor, x: Tensor) -> Tensor:
+    def mix(self, loss: Tensor, student: Tensor, batch: Any) -> Tensor:
         """Return the loss of labels and teacher together, shape ``()``.
 
         Args:
             loss: The loss of the labels, shape ``()``.
             student: The student's logits ``(N, K)``.
-            x: The batch ``(N, ...)``.
+            batch: Inputs ``(N, ...)``, or a tuple or mapping of arguments.
         """
         with torch.no_grad():
-            logits = first_output(self.model(x))
+            logits = logits_of(self.model, batch)
         taught = distillation_loss(student, logits, self.temperature)
         mixed = (1 - self.weight) * loss + self.weight * taught
         if self.features is None:

@@ -14,12 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.calls import on_batch, on_device
 from qat.graph.captured import Captured
 from qat.held import hold
+from qat.outputs import find_prediction
 from qat.reference.run import IntegerRun
 from qat.training.phases import phase_of
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Tensor]]
 
 
 class Score(NamedTuple):
@@ -34,21 +36,35 @@ class Score(NamedTuple):
     perplexity: float
 
 
-def first_output(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
+def first_output(output: Any, prediction: str | None = None) -> Tensor:
     """Return the logits of a model that may return several things, one row a prediction.
 
     Args:
-        output: Logits ``(N, K)`` or ``(N, T, K)``, or a tuple or dictionary that begins with them.
+        output: Logits ``(N, K)`` or ``(N, T, K)``, or a tree that holds them.
+        prediction: Their name; None means ``logits``, else the first tensor.
 
     Returns:
         Logits ``(N, K)`` or ``(N * T, K)``; the labels that fit are ``y.flatten()``.
+
+    Raises:
+        GraphError: If there is no output of that name.
     """
-    if isinstance(output, Tensor):
-        return output.flatten(0, -2)
-    return first_output(next(iter(output.values())) if isinstance(output, dict) else output[0])
+    return find_prediction(output, prediction).flatten(0, -2)
 
 
-def inference(model: nn.Module) -> Callable[[Tensor], Any]:
+def logits_of(run: Callable[..., Any], batch: Any, model: Any = None) -> Tensor:
+    """Return the logits that ``run`` makes of a batch, one row a prediction.
+
+    Args:
+        run: A model, or anything that is called like one.
+        batch: A tensor ``(N, ...)``, or a tuple or mapping of arguments.
+        model: Knows which output is the prediction; ``run`` itself if there is none.
+    """
+    signature = getattr(run if model is None else model, "signature", None)
+    return first_output(on_batch(run, batch), getattr(signature, "prediction", None))
+
+
+def inference(model: nn.Module) -> Callable[..., Any]:
     """Return what evaluates ``model``: the integer reference in its fold stage, else the model."""
     if isinstance(model, Captured) and phase_of(model) == "fold":
         return IntegerRun(model)
@@ -56,16 +72,16 @@ def inference(model: nn.Module) -> Callable[[Tensor], Any]:
 
 
 @torch.no_grad()
-def predict(run: Callable[[Tensor], Any], loader: Batches) -> tuple[Tensor, Tensor]:
+def predict(run: Callable[..., Any], loader: Batches) -> tuple[Tensor, Tensor]:
     """Return all logits ``(N, K)`` and labels ``(N,)`` of ``loader``, on the CPU.
 
     Args:
-        run: Maps a batch ``(B, ...)`` to logits ``(B, K)`` or ``(B, T, K)``.
+        run: Maps a batch to logits ``(B, K)`` or ``(B, T, K)``, or a tree that holds them.
         loader: Batches of inputs and labels.
     """
     logits, labels = [], []
     for x, y in loader:
-        logits.append(first_output(run(x)).float().cpu())
+        logits.append(logits_of(run, x).float().cpu())
         labels.append(y.flatten().cpu())
     return torch.cat(logits), torch.cat(labels)
 
@@ -102,7 +118,7 @@ def evaluate(model: nn.Module, loader: Batches) -> Score:
     run, sums = inference(model), torch.zeros(3, dtype=torch.float64, device=device)
     with hold(model):
         for x, y in loader:
-            sums += _sums(first_output(run(x.to(device))), y.to(device).flatten())
+            sums += _sums(logits_of(run, on_device(x, device)), y.to(device).flatten())
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)

@@ -14,19 +14,20 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from qat.calls import Call
 from qat.errors import ConfigError
 from qat.fake_quant import Phase, fake_quants, scale_parameters
 from qat.functional.affine import full_precision
 from qat.graph.plan import Plan
 from qat.held import hold
 from qat.training.distill import Teacher
-from qat.training.evaluate import first_output, inference
+from qat.training.evaluate import inference, logits_of
 from qat.training.optim import Rates, make_optimizer
 from qat.training.phases import is_quantized
 from qat.training.sam import SAM
 from qat.training.schedule import Schedule
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
 METRICS = ("train/loss", "val/accuracy", "val/loss", "val/quantized_accuracy")
 """What is logged, for callbacks to monitor."""
 
@@ -61,7 +62,7 @@ class QATTask(pl.LightningModule):
         self.rates = rates
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing
-        self.compute: Callable[[Tensor], Any] = model.__call__
+        self.compute: Callable[..., Any] = model.__call__
         """Makes the outputs of training steps; a method, so that no module is listed twice."""
         self.teacher: Teacher | None = None
         """What else the model learns from than labels; no part of the module tree."""
@@ -74,15 +75,15 @@ class QATTask(pl.LightningModule):
         self.val_loss = MeanMetric()
         self.save_hyperparameters({"config": config or {}}, logger=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         """Return the logits of a batch ``(N, ...)``, ``(N, K)``, or ``(N * T, K)`` of sequences."""
-        return first_output(self.model(x))
+        return logits_of(self.model, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch, shape ``()``."""
         del batch_idx
         x, y = batch
-        logits = first_output(self.compute(x))
+        logits = logits_of(self.compute, x, self.model)
         loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
         if self.teacher is not None:
             loss = self.teacher.mix(loss, logits, x)
@@ -100,9 +101,9 @@ class QATTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the validation metrics; in full precision, at last on integers."""
         del batch_idx
-        x, y = full_precision(batch[0]), batch[1].flatten()
-        with torch.autocast(x.device.type, enabled=False):
-            logits = first_output(inference(self.model)(x)).float()
+        x, y = Call.of(batch[0]).map(full_precision), batch[1].flatten()
+        with torch.autocast(y.device.type, enabled=False):
+            logits = logits_of(inference(self.model), x).float()
         self.val_accuracy.update((logits.argmax(1) == y).float() * 100)
         self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
 

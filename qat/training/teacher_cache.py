@@ -13,13 +13,15 @@ as part of checkpoints the table would be written with each of them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qat.calls import Call
 from qat.data.source import generator
 from qat.errors import ConfigError
-from qat.training.evaluate import first_output
+from qat.training.evaluate import logits_of
 
 INT64 = torch.iinfo(torch.int64)
 
@@ -39,50 +41,60 @@ class TeacherCache:
     misses: Tensor
     """How many samples were looked up that are not known, int64, shape ``()``."""
 
-    def __init__(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         device = next(model.parameters()).device
         self._factors = torch.empty(0, dtype=torch.int64)
         keys: list[Tensor] = []
         logits: list[Tensor] = []
         for batch in batches:
-            x = batch.to(device)
+            call = Call.of(batch).to(device)
             if not keys:
-                self._factors = odd_factors(x[0]).to(device)
-            keys.append(sample_keys(x, self._factors))
-            logits.append(_logits(model, x))
+                self._factors = odd_factors(_words(call.take(1))).to(device)
+            keys.append(sample_keys(call, self._factors))
+            logits.append(_logits(model, call))
         # The sort is stable, so that of samples that do not differ the first is found.
         self._keys, self._rows = torch.cat(keys).sort(stable=True)
         self._logits = torch.cat(logits)
         self.misses = torch.zeros((), dtype=torch.int64, device=device)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch ``(N, ...)``: ``(N, K)``, or ``(N * T, K)`` of sequences.
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the logits for one call: ``(N, K)``, or ``(N * T, K)`` of sequences.
 
         A sample that is not known gets another one's, and is counted in ``misses``.
         """
-        keys = sample_keys(x, self._factors)
+        keys = sample_keys(Call(args, kwargs), self._factors)
         places = torch.searchsorted(self._keys, keys).clamp_max(len(self._keys) - 1)
         self.misses.add_((self._keys[places] != keys).sum())
         return self._logits[self._rows[places]].flatten(0, 1)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
+def _logits(model: nn.Module, call: Call) -> Tensor:
     """Return float32 logits ``(N, T, K)``; ``T`` is 1 where a sample has one prediction."""
-    with torch.autocast(x.device.type, enabled=False):
-        rows = first_output(model(x)).float()
-    return rows.unflatten(0, (len(x), -1))
+    with torch.autocast(call.tensors[0].device.type, enabled=False):
+        rows = logits_of(model, call).float()
+    return rows.unflatten(0, (call.samples, -1))
 
 
-def sample_keys(x: Tensor, factors: Tensor) -> Tensor:
+def sample_keys(batch: Any, factors: Tensor) -> Tensor:
     """Return what each sample is known by, int64, shape ``(N,)``.
 
     Args:
-        x: Samples ``(N, ...)`` of 2 bytes a number or more.
+        batch: Samples ``(N, ...)``, or a tuple or mapping of arguments.
         factors: Of one such sample, from :func:`odd_factors`.
     """
-    words = x.reshape(len(x), -1).contiguous().view(torch.int16)
-    return (words * factors).sum(1)
+    return (_words(Call.of(batch)) * factors).sum(1)
+
+
+def _words(call: Call) -> Tensor:
+    """Return the bits of every sample, int16, shape ``(N, words)``."""
+    rows = [x.flatten(1) if x.ndim > 1 else x[:, None] for x in call.tensors if _has_batch(x, call)]
+    wide = [x.short() if x.element_size() == 1 else x.contiguous() for x in rows]
+    return torch.cat([x.view(torch.int16) for x in wide], 1)
+
+
+def _has_batch(x: Tensor, call: Call) -> bool:
+    return x.ndim > 0 and len(x) == call.samples
 
 
 def odd_factors(sample: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ from qat.export.onnx_file import write_onnx
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.verify import (
+    OutputDifference,
     SiteDifference,
     Verification,
     compare_outputs,
     compare_sites,
+    compare_trees,
+    compare_values,
     paired_interval,
     save_first_difference,
 )
@@ -183,3 +186,41 @@ def test_a_packed_file_that_differs_does_not_pass():
     assert not check.passed
     with pytest.raises(VerificationError, match=r"safetensors .* 'conv\.weight'"):
         check.check()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreement", "largest"),
+    [
+        ([0.0, 10.0], [0.0, 10.0], 1.0, 0.0),
+        ([0.0, 10.0], [0.09, 10.0], 1.0, 2.295),  # below a hundredth of the range
+        ([0.0, 10.0], [0.2, 10.0], 0.5, 5.1),
+        ([0.0, 10.0, -INF, NAN], [0.0, 10.0, -INF, NAN], 1.0, 0.0),
+        ([0.0, 10.0, -INF], [0.0, 10.0, 0.0], 2 / 3, INF),
+        ([0.0, 10.0], [NAN, 10.0], 0.5, INF),
+        ([3, 4], [3, 5], 0.5, 255.0),  # integers are equal or not
+        ([True, False], [True, True], 0.5, 255.0),
+        ([], [], 1.0, 0.0),
+        ([0.0], [[0.0]], 0.0, INF),
+    ],
+)
+def test_values_of_an_output_agree_within_a_hundredth_of_its_range(
+    ours, theirs, agreement, largest
+):
+    found = compare_values(torch.tensor(ours), torch.tensor(theirs))
+    assert found == pytest.approx((agreement, largest), rel=1e-5)
+
+
+def test_a_file_whose_outputs_are_exchanged_does_not_pass():
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    right = compare_trees("onnxruntime", {"a": a, "b": [b, None]}, {"a": a, "b": (b, None)})
+    assert Verification({"onnxruntime": 1.0}, {}, outputs=right).passed
+    wrong = compare_trees("onnxruntime", {"a": a, "b": [b]}, {"a": a, "c": (b,)})
+    check = Verification({"onnxruntime": 1.0}, {}, outputs=wrong)
+    assert not check.passed
+    with pytest.raises(VerificationError, match=r"expected output 'b\.0' of onnxruntime .*0\.00%"):
+        check.check()
+    simulated = [OutputDifference("a", "simulated", 0.0, 9.0)]  # does not decide
+    assert Verification({"onnxruntime": 1.0}, {}, outputs=simulated).passed

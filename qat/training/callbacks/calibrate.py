@@ -9,8 +9,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from qat.calls import on_batch, on_device
 from qat.errors import CalibrationError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, weight_quants
 from qat.graph.captured import Captured
@@ -30,7 +31,7 @@ INITIALISERS = Kind(
 
 
 @torch.no_grad()
-def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Tensor]) -> None:
+def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Any]) -> None:
     """Show ``batches`` to ``quants``, set their scales, and let them quantize.
 
     The model runs in eval mode, so batch-norms neither move nor see the batch; full precision.
@@ -38,7 +39,7 @@ def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Ten
     Args:
         model: The model that holds them.
         quants: Fake-quants of one kind.
-        batches: Inputs ``(N, ...)``.
+        batches: Inputs ``(N, ...)``, or tuples or mappings of arguments.
 
     Raises:
         CalibrationError: If there is no batch, or a site saw nothing, or nothing finite.
@@ -57,7 +58,7 @@ def observe(model: nn.Module, quants: Sequence[FakeQuant], batches: Sequence[Ten
             quant.train()
         with torch.autocast(device.type, enabled=False):
             for batch in batches:
-                model(batch.to(device))
+                on_batch(model, on_device(batch, device))
         for quant in quants:
             quant.finish_calibration()
             quant.set_phase(Phase.QUANTIZE)
@@ -153,7 +154,9 @@ class Calibrate(Milestone):
                 assert isinstance(model, Captured)
                 assert isinstance(reference, Captured)
                 batches = data.calibration_batches(initialiser.num_batches)
-                done = initialiser(model, [batch.to(device) for batch in batches], reference)
+                done = initialiser(
+                    model, [on_device(batch, device) for batch in batches], reference
+                )
                 if trainer.is_global_zero:
                     log.info("%s", done)
 

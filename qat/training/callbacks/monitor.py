@@ -12,6 +12,7 @@ from torch import Tensor
 from qat.analysis.codes import used_codes
 from qat.analysis.noise import measure_noise
 from qat.analysis.statistics import measure_divergence
+from qat.calls import Call
 from qat.fake_quant import fake_quants
 from qat.kinds import FLAG, require, whole
 from qat.layers import quantized_layers
@@ -57,7 +58,7 @@ class Monitor(pl.Callback):
         require("callbacks.monitor.histograms", histograms, FLAG)
         self.num_samples = num_samples
         self.histograms = histograms
-        self._batch: Tensor | None = None
+        self._batch: Call | None = None
         self._gradients: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,7 +106,7 @@ class Monitor(pl.Callback):
         batch = self._batch
         if batch is None:
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            batch = self._batch = data.calibration_batches(1)[0][: self.num_samples]
+            batch = self._batch = Call.of(data.calibration_batches(1)[0]).take(self.num_samples)
         was_training = task.model.training
         task.model.eval()
         batch = batch.to(task.device)

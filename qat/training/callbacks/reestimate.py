@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.batch_norm import Stage, batch_norms
+from qat.calls import on_batch, on_device
 from qat.kinds import FLAG, require, whole
 from qat.training.callbacks.milestone import Milestone
 from qat.training.phases import is_quantized
@@ -22,7 +23,7 @@ from qat.training.task import QATTask
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, batches: Sequence[Tensor]) -> int:
+def reestimate(model: nn.Module, batches: Sequence[Any]) -> int:
     """Set the running statistics of live batch-norms to their mean over ``batches``, in place.
 
     Batch-norms normalise with the batch, all else is in eval mode. Statistics from before stay in
@@ -30,7 +31,7 @@ def reestimate(model: nn.Module, batches: Sequence[Tensor]) -> int:
 
     Args:
         model: A prepared model; its mode comes back.
-        batches: Inputs ``(N, ...)`` of the same size.
+        batches: Inputs ``(N, ...)``, or tuples or mappings of arguments, of the same size.
 
     Returns:
         How many batch-norms were set.
@@ -48,7 +49,7 @@ def reestimate(model: nn.Module, batches: Sequence[Tensor]) -> int:
             norm.train()
             norm.momentum = 1.0  # running statistics are then the batch's
         for batch in batches:
-            model(batch.to(next(model.parameters()).device))
+            on_batch(model, on_device(batch, next(model.parameters()).device))
             for norm, total, values in zip(norms, sums, before, strict=True):
                 total.add_(_statistics(norm) / len(batches))
                 _set(norm, values)
