@@ -72,5 +72,6 @@ def plain_twin(module: nn.Module, **parameters: Any) -> nn.Module:
     kind = original_class(module)
     twin = kind.__new__(kind)
     twin.__dict__.update(module.__dict__)
+    twin.__dict__.pop("forward", None)  # of this one module alone
     twin._parameters, twin._buffers, twin._modules = dict(parameters), {}, {}
     return twin
