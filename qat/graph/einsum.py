@@ -101,7 +101,7 @@ def _order(x: Tensor, have: list[Index], want: list[Index]) -> Tensor:
 
 
 def _merge(x: Tensor, axis: int, indices: list[Index]) -> Tensor:
-    """Make one axis, ``axis`` from the end, of all of ``indices``; a new one where there is none."""
+    """Make one axis, ``axis`` from the end, of all of ``indices``; of none, a new one."""
     if not indices:
         return x.unsqueeze(axis)
     return x if len(indices) == 1 else x.flatten(axis - len(indices) + 1, axis)

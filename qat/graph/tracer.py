@@ -116,7 +116,7 @@ class ModeTracer(fx.Tracer):
         if node not in self.values.of:
             self.values.evaluate(node, self.signature.batch)
         proxy = ValueProxy(node, self)
-        proxy.values = self.values.of[node]
+        proxy.fakes = self.values.of[node]
         return proxy
 
     def create_proxy(
@@ -131,7 +131,7 @@ class ModeTracer(fx.Tracer):
             if view is not None:
                 return view
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        a, b = proxy.values
+        a, b = proxy.fakes
         if target is not operator.setitem and is_plain(a) and is_plain(b) and a == b:
             self.graph.erase_node(proxy.node)
             return a

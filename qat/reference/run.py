@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.codecs import ActivationCodec, DynamicTensorCodec, Lookup, make_codec
@@ -84,6 +84,8 @@ class IntegerRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         result = self._on_integers(n, args, kwargs)
         if isinstance(result, Accumulator) and result is not args[0]:
             self._watch(n, result)
@@ -110,7 +112,7 @@ class IntegerRun(fx.Interpreter):
         self.largest[site] = max(largest, self.largest.get(site, 0))
 
     def _call(self, n: fx.Node, args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
-        changed: Any = [map_aggregate(values, change) for values in (args, kwargs)]
+        changed: Any = tree_map(change, (args, kwargs))
         return getattr(self, n.op)(n.target, *changed)
 
     def _name(self, n: fx.Node) -> str:
