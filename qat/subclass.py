@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+_OWN = ("torch.nn.", "qat.")
+
 
 def _rebuild(base: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
     return subclass(base, mixin).__new__(subclass(base, mixin))
@@ -60,6 +62,16 @@ def generalise(module: nn.Module, *state: str) -> None:
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that ``module`` had before ``specialise``."""
     return type(module).__bases__[1]
+
+
+def has_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether a subclass of a layer computes something else than the layer of torch.
+
+    Args:
+        kind: The class, before ``specialise``.
+    """
+    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
+    return not all(m.__module__.startswith(_OWN) for m in methods)
 
 
 def plain_twin(module: nn.Module, **parameters: Any) -> nn.Module:

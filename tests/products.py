@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -17,8 +18,17 @@ from onnx import helper
 from torch import Tensor, fx, nn
 from torch.utils import flop_counter
 
+from qat.graph.captured import Captured
+from qat.graph.insert import insert
+from qat.graph.plan import Plan
+from qat.graph.planner import make_plan
+from qat.graph.sites import Sites
+from qat.graph.trace import capture
+from qat.layers import fold
 from qat.reference import leaves, run
 from qat.reference.run import IntegerRun
+from qat.spec import Scheme
+from tests.helpers import calibrate, make_scheme
 
 aten = torch.ops.aten
 MORE = {
@@ -26,6 +36,7 @@ MORE = {
         flop_counter.sdpa_flop_count(q, k, v)
     ),
     aten._trilinear: lambda a, w, *_, out_shape=None, **__: 2 * a[0] * prod(w),
+    aten._grouped_mm: lambda a, b, *_, out_shape=None, **__: 2 * prod(a) * b[-1],
     aten.mv: lambda m, v, out_shape=None: 2 * prod(m),
 }
 
@@ -49,6 +60,10 @@ def lstm_macs(module: nn.LSTM, x: Tensor) -> int:
     return x.numel() // x.shape[-1] * (gates + projections)
 
 
+CLIPS = ("relu", "relu6")
+"""What becomes an end of the range of the quantize behind it."""
+
+
 class CountedRun(IntegerRun):
     """The integer reference, with the products of all nodes and of integer kernels counted."""
 
@@ -58,7 +73,8 @@ class CountedRun(IntegerRun):
         """Return the multiply-accumulates of one batch: all, and those in float."""
         self.total, self.integer = 0, 0
         data: set[fx.Node] = set()
-        for node in self.graph.nodes:
+        graph: Any = self.graph
+        for node in graph.nodes:
             sizes = node.op == "call_method" and node.target == "size"
             if node.op == "placeholder" or (data & set(node.all_input_nodes) and not sizes):
                 data.add(node)
@@ -130,7 +146,7 @@ def count_file(path: Path, feeds: dict[str, Any]) -> tuple[int, int]:
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     names = [o.name for o in session.get_outputs()]
     found = dict(zip(names, session.run(None, feeds), strict=True))
-    shapes = {**stored, **{name: value.shape for name, value in found.items()}}
+    shapes = {**stored, **{name: np.shape(value) for name, value in found.items()}}
     costs = [(_macs(n, shapes), set(n.input[:2]) <= codes) for n in products]
     return sum(c for c, _ in costs), sum(c for c, is_integer in costs if not is_integer)
 
@@ -145,3 +161,34 @@ def _macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
         return prod(y) * prod(w[1:])
     turned = node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute)
     return prod(y) * x[0 if turned else -1]
+
+
+def planned(
+    model: nn.Module, x: Tensor, scheme: Scheme | None = None
+) -> tuple[Captured, Plan, dict[str, str]]:
+    """Return the model in its fold stage, its plan and the names of its nodes."""
+    captured = capture(model, x)
+    plan = make_plan(captured, scheme or make_scheme())
+    sites = Sites(captured.graphs["eval"], dict(captured.named_modules()))
+    insert(captured, plan)
+    calibrate(captured, x)
+    fold(captured)
+    return captured, plan, {n.name: sites.names[n] for n in sites.nodes}
+
+
+def float_names(run: CountedRun, names: dict[str, str]) -> set[str]:
+    """Return what ran in float of what reads the data, by the names of the plan."""
+    of_data = {n.name for n in run.data} & set(names)
+    return {names[k] for k, op in run.float_ops.items() if k in of_data and op not in CLIPS}
+
+
+def assert_true(
+    captured: Captured, plan: Plan, names: dict[str, str], x: Tensor
+) -> tuple[int, int]:
+    """Compare a plan with a run on ``x``; return its multiply-accumulates, all and in float."""
+    counted = CountedRun(captured)
+    total, in_float = counted.count(x)
+    assert float_names(counted, names) == {f.name for f in plan.floats}
+    floats = sum(f.macs for f in plan.floats)
+    assert (plan.macs * len(x), floats * len(x)) == (total, in_float)
+    return total, in_float

@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec
 from qat.errors import GraphError
 from qat.graph.pickling import build_graph, flatten_graph
 from qat.graph.signature import Example, Signature, unflatten_output
-from qat.graph.views import CONTAINER
+from qat.graph.views import CONTAINER, move_states
 
 MODES = ("train", "eval")
 
@@ -142,6 +142,12 @@ class Captured(nn.Module):
             for key, view in views.items():
                 container.add_module(key, view)
             self.add_module(CONTAINER, container)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        move_states(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         flat = {mode: flatten_graph(graph) for mode, graph in self.graphs.items()}

@@ -147,7 +147,8 @@ def _origin(
 
 def _wants_quantize(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> bool:
     """Whether what ``node`` moved is read as codes; a concatenation itself is an operator."""
-    if name in UNCHANGED or node.meta.get("shape") is None:
+    shape = node.meta.get("shape")
+    if name in UNCHANGED or shape is None or 0 in shape:  # runtimes drop what is empty
         return False
     readers = [OPS.get(op_name(user, modules), Op()) for user in node.users]
     return OPS[name].joins or any(r.reads_codes or r.elementwise or r.joins for r in readers)

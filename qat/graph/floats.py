@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from qat.graph.kernels import Kernels
-from qat.graph.ops import WEIGHTED
+from qat.graph.op_names import module_name, moves_codes
+from qat.graph.ops import LAYERS, WEIGHTED
 from qat.graph.plan import FloatOp, Plan
 from qat.graph.sites import Sites
 
@@ -25,8 +26,7 @@ def float_ops(plan: Plan, sites: Sites, site_of: dict[fx.Node, str]) -> list[Flo
     kernels = Kernels(plan, sites, site_of)
     result: list[FloatOp] = []
     for node in sites.nodes:
-        row = sites.op(node)
-        moves = row.passes or row.joins or sites.ops[node] in ("input", "output")
+        moves = moves_codes(node, sites.ops[node]) or sites.ops[node] in ("input", "output")
         is_real = node.meta.get("is_real") or node.meta.get("macs")
         if not is_real or node not in sites.data or moves or node.target in folded:
             continue
@@ -34,7 +34,25 @@ def float_ops(plan: Plan, sites: Sites, site_of: dict[fx.Node, str]) -> list[Flo
         if reason:
             macs = _macs(kernels, node)
             result.append(FloatOp(sites.names[node], sites.ops[node], macs, reason))
+        known = {*plan.weights, *(f.name for f in result)}
+        result += [f for f in _idle(sites, node) if f.name not in known]
     return result
+
+
+def _idle(sites: Sites, node: fx.Node) -> list[FloatOp]:
+    """Return the layers of a module that runs whole that the example did not reach."""
+    if node.op != "call_module" or _is_torch(sites.modules[str(node.target)]):
+        return []
+    ran = {f"{node.target}.{name}" for name in node.meta.get("inner", {})}
+    inside = [k for k in sites.modules if k.startswith(f"{node.target}.") and k not in ran]
+    names = {k: module_name(sites.modules[k]) for k in inside}
+    why = "the example did not reach it"
+    return [FloatOp(k, op, 0, why) for k, op in names.items() if op in LAYERS]
+
+
+def _is_torch(module: nn.Module) -> bool:
+    """Whether a class is torch's own: it may hold layers that it never calls."""
+    return type(module).__module__.startswith("torch.")
 
 
 def _reason(kernels: Kernels, sites: Sites, node: fx.Node) -> str:

@@ -11,25 +11,19 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from qat.graph.plan import Format, Plan, WeightSite
 from qat.graph.sites import Sites
 from qat.graph.views import display_name
 from qat.quantizers import QUANTIZERS, Deployable, DynamicTensor
+from qat.subclass import has_own_forward
 
 KERNEL_BITS = 8
 """The widest codes that there are integer kernels for."""
 PAIRS = ("add", "mul", "matmul")
 """Operations on two tensors of codes."""
 _SECOND = ("other", "mat2")
-_OWN = ("torch.nn.", "qat.")
-
-
-def has_own_forward(layer: type[nn.Module]) -> bool:
-    """Whether a class computes something else than the class of ``torch.nn`` that it is."""
-    methods = [getattr(layer, name, layer.forward) for name in ("forward", "_conv_forward")]
-    return not all(m.__module__.startswith(_OWN) for m in methods)
 
 
 def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any] | None:
@@ -80,8 +74,8 @@ class Kernels:
 
     def missing_inside(self, layer: WeightSite) -> str:
         """Return why no integer kernel computes a layer inside a module that runs whole."""
-        source = layer.source
-        return self._missing_for(layer, source and self.plan.activations[source].format)
+        reads = None if layer.source is None else self.plan.activations[layer.source].format
+        return self._missing_for(layer, reads)
 
     def _missing_for(self, layer: WeightSite, reads: Format | None) -> str:
         kind = type(self.sites.modules[layer.path])
@@ -96,7 +90,9 @@ class Kernels:
         return _reading([reads, layer.format])
 
     def _inputs(self, node: fx.Node) -> list[Format | None]:
-        names = [self.site_of.get(self.sites.root(n)) for n in self.sites.tensor_inputs(node)]
+        sources = self.sites.tensor_inputs(node)
+        whole = [n if n not in self.sites.mixed else None for n in sources]
+        names = [n and self.site_of.get(self.sites.root(n)) for n in whole]
         return [None if name is None else self.plan.activations[name].format for name in names]
 
     def _averages_images(self, node: fx.Node) -> bool:

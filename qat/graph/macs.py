@@ -22,39 +22,34 @@ _DEVICE = torch.ops.prim.device.default  # says where a fake tensor would be
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _recurrent(x: Tensor, of_input: Tensor, of_state: Tensor, *_: Any, result: Any) -> int:
-    del result
+def _recurrent(x: Tensor, of_input: Tensor, of_state: Tensor, *_: Any, **__: Any) -> int:
     return x.numel() // x.shape[-1] * (of_input.numel() + of_state.numel())
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, result: Any) -> int:
-    del result
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return query.numel() // query.shape[-1] * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def _bilinear(a: Tensor, weight: Tensor, b: Tensor, *_: Any, result: Any) -> int:
-    del b, result
+def _bilinear(a: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return a.shape[0] * weight.numel()
 
 
-def _distances(a: Tensor, b: Tensor, p: float, *_: Any, result: Any) -> int:
+def _distances(a: Tensor, b: Tensor, p: float, *_: Any, result: Tensor, **__: Any) -> int:
     del b
     return result.numel() * a.shape[-1] if p == 2 else 0
 
 
-def _sampled(x: Tensor, weight: Tensor, *_: Any, result: Any) -> int:
+def _sampled(x: Tensor, weight: Tensor, *_: Any, result: Tensor, **__: Any) -> int:
     del x
     return result.numel() * weight[0].numel()
 
 
-def _rows(matrix: Tensor, *_: Any, result: Any) -> int:
+def _rows(matrix: Tensor, *_: Any, result: Tensor, **__: Any) -> int:
     """Every row with every column, or with the columns of its group."""
     return result.numel() * matrix.shape[-1]
 
 
-def _added(_: Tensor, matrix: Tensor, *others: Any, result: Any) -> int:
-    del result
-    other: Tensor = others[0]
+def _added(_: Tensor, matrix: Tensor, other: Tensor, *__: Any, **___: Any) -> int:
     return matrix.numel() * (other.shape[-1] if other.ndim > 1 else 1)
 
 

@@ -23,12 +23,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from qat.graph import attention
 from qat.graph.einsum import contract, find_indices
-from qat.graph.kernels import has_own_forward
 from qat.graph.lines import current_line, current_lines
 from qat.graph.proxy import FACTORIES, ValueDecisionError, ValueProxy, factory
 from qat.graph.signature import Signature
 from qat.graph.values import Values, is_plain
 from qat.graph.views import Views
+from qat.subclass import has_own_forward
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Embedding)
 

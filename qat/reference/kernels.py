@@ -10,12 +10,11 @@ from torch import Tensor
 
 from qat.channels import channel_axis
 from qat.functional.affine import expand, quantize_bias
-from qat.graph.kernels import has_own_forward
 from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer
 from qat.reference.values import Accumulator, BroughtGrid, Codes, Pending, Product, Sum
 from qat.spec import QuantSpec
-from qat.subclass import original_class, plain_twin
+from qat.subclass import has_own_forward, original_class, plain_twin
 
 _EXACT = 2**24  # float32 holds every integer up to here
 

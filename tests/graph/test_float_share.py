@@ -9,18 +9,14 @@ from torch.nn import functional as F
 
 from qat.export.onnx import export_onnx
 from qat.graph.convert import convert
-from qat.graph.insert import insert
 from qat.graph.ops import OPS
 from qat.graph.planner import make_plan
-from qat.graph.sites import Sites
 from qat.graph.trace import capture
-from qat.layers import fold
 from qat.spec import Rule
-from tests.helpers import calibrate, make_scheme
-from tests.products import CountedRun, count_file
+from tests.helpers import make_scheme
+from tests.products import assert_true, count_file, planned
 
 WIDTH = 4
-CLIPS = ("relu", "relu6")  # what becomes an end of the range of the quantize behind it
 
 
 class Between(nn.Module):
@@ -111,8 +107,8 @@ ROWS = {
 class SameConv(nn.Conv2d):
     """Pads as TensorFlow does, and calls what it inherits."""
 
-    def forward(self, x):
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, input):
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
 
 
 class OnlySuper(nn.Linear):
@@ -121,10 +117,10 @@ class OnlySuper(nn.Linear):
 
 
 class Standardised(nn.Conv2d):
-    def forward(self, x):
+    def forward(self, input):
         mean, var = (f(self.weight, (1, 2, 3), keepdim=True) for f in (torch.mean, torch.var))
         weight = (self.weight - mean) / (var + 1e-5).sqrt()
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding)
 
 
 class LowRank(nn.Linear):
@@ -149,13 +145,18 @@ class Merged(LowRank):
 
 
 class Turned(nn.ConvTranspose2d):
-    def forward(self, x):
-        return F.conv_transpose2d(x, self.weight, self.bias, self.stride)
+    def forward(self, input, output_size=None):
+        return F.conv_transpose2d(input, self.weight, self.bias, self.stride)
 
 
 class Deciding(nn.Linear):
     """Looks at values, so that it cannot be traced."""
 
+    def forward(self, input):
+        return super().forward(input) if input.sum() < 1e9 else input
+
+
+class DecidingConv(nn.Conv2d):
     def forward(self, input):
         return super().forward(input) if input.sum() < 1e9 else input
 
@@ -202,6 +203,9 @@ FORMS = {
     "linear_low_rank": layer(lambda: LowRank(WIDTH), rank=3),
     "linear_merged": layer(lambda: Merged(WIDTH), rank=3),
     "linear_deciding": layer(lambda: Deciding(WIDTH, WIDTH), rank=3),
+    "conv_deciding": layer(
+        lambda: nn.Sequential(DecidingConv(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH))
+    ),
     "experts": layer(Experts, rank=3),
     "experts_deciding": layer(lambda: Experts(Deciding), rank=3),
     "scripted": layer(scripted, rank=3),
@@ -248,6 +252,10 @@ FORMS = {
     ),
     "sdpa": sequence(lambda m, x: F.scaled_dot_product_attention(x, x, x)),
     "gelu_of_sum": sequence(lambda m, x: F.gelu(x + x.flip(1))),
+    "class_token": sequence(
+        lambda m, x: torch.cat([m.bias.expand(len(x), 1, -1), x], 1), lambda: nn.Linear(4, 4)
+    ),
+    "padded_with_ones": row(lambda m, x: F.pad(x, (1, 1), value=1.0)),
     "scaled_rows": lambda: Words(Rows),
 }
 
@@ -258,40 +266,80 @@ def _written(x):
     return y @ x.mT @ x
 
 
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x):
+        return self.one(x) if x.sum() < 1e9 else self.other(x)
+
+
+class Beside(nn.Module):
+    """Several models that read the same input; their outputs stand beside one another."""
+
+    def __init__(self, names):
+        super().__init__()
+        parts = {name: {**ROWS, **FORMS}[name]() for name in names}
+        self.parts = nn.ModuleDict({f"_{name}": m for name, m in parts.items()})
+        self.rank = next(iter(parts.values())).rank
+
+    def forward(self, x):
+        return torch.cat([m(x).flatten(1) for m in self.parts.values()], 1)
+
+
 def example(model):
     if isinstance(model, Words):
         return torch.randint(0, 7, (4, 5))
     return torch.randn(4, *{3: (5, WIDTH), 4: (WIDTH, 6, 6), 5: (WIDTH, 4, 4, 4)}[model.rank])
 
 
-def planned(model, x, scheme=None):
-    """Return the model in its fold stage, its plan and the names of its nodes."""
-    captured = capture(model, x)
-    plan = make_plan(captured, scheme or make_scheme())
-    sites = Sites(captured.graphs["eval"], dict(captured.named_modules()))
-    insert(captured, plan)
-    calibrate(captured, x)
-    fold(captured)
-    return captured, plan, {n.name: sites.names[n] for n in sites.nodes}
-
-
-def assert_true(captured, plan, names, x):
-    run = CountedRun(captured)
-    total, in_float = run.count(x)
-    samples = len(x)
-    of_data = {n.name for n in run.data} & set(names)
-    found = {names[k] for k, op in run.float_ops.items() if k in of_data and op not in CLIPS}
-    assert {f.name for f in plan.floats} == found
-    floats = sum(f.macs for f in plan.floats)
-    assert (plan.macs * samples, floats * samples) == (total, in_float)
-    return total, in_float
+LONG = {
+    *("rnn", "lstm_both_ways", "gru_cell", "experts_deciding", "mean_of_rows", "bmm", "sdpa"),
+    *("average_adaptive", "conv_same_strided", "addmm_data", "gelu_of_sum", "largest"),
+}
+"""Close relatives of others."""
 
 
 def test_every_operation_of_the_table_has_a_row_here():
     assert set(ROWS) == set(OPS)
 
 
-@pytest.mark.parametrize("name", [*ROWS, *FORMS])
+def test_a_batch_norm_behind_a_subclass_is_folded_where_its_layer_is_known():
+    norms = {}
+    for name in ("conv_same", "conv_turned", "conv_standardised", "conv_deciding"):
+        model = FORMS[name]().eval()
+        plan = make_plan(capture(model, example(model)), make_scheme())
+        norms[name] = {w.batch_norm for w in plan.weights.values()} - {None}
+        listed = [f for f in plan.floats if f.op == "batch_norm"]
+        assert bool(listed) != bool(norms[name])
+    expected = {"conv_same": {"module.1"}, "conv_turned": {"module.1"}}
+    assert {k: v for k, v in norms.items() if v} == expected
+
+
+def test_states_saved_when_such_a_layer_was_a_module_of_its_own_come_back():
+    model, twin = Beside(("conv_same",)).eval(), Beside(("conv_same",)).eval()
+    x = example(model)
+    captured, *_ = planned(model, x)
+    state = {k.replace("views.parts/_conv_same/module/0.", "parts._conv_same.module.0."): v
+             for k, v in captured.state_dict().items()}  # fmt: skip
+    assert state.keys() != captured.state_dict().keys()
+    again, *_ = planned(twin, torch.rand_like(x))
+    again.load_state_dict(state)
+    assert torch.equal(again(x), captured(x))
+
+
+def test_experts_that_the_example_did_not_reach_are_listed():
+    plan = make_plan(capture(layer(Unreached)(), torch.randn(2, WIDTH, 3, 3)), make_scheme())
+    assert [(f.name, f.macs, f.reason) for f in plan.floats] == [
+        ("module", 0, "no integer form for this operation"),
+        ("module.other", 0, "the example did not reach it"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in [*ROWS, *FORMS]]
+)
 def test_what_the_plan_calls_float_runs_in_float(name):
     torch.manual_seed(0)
     model = {**ROWS, **FORMS}[name]().eval()
@@ -312,32 +360,19 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("scheme", ROUTES)
-@pytest.mark.parametrize("name", ["linear", "conv2d", "matmul", "experts", "average_global"])
-def test_so_it_is_with_formats_that_have_no_integer_kernels(name, scheme):
+@pytest.mark.parametrize("names", [("linear", "matmul", "experts"), ("conv2d", "average_global")])
+def test_so_it_is_with_formats_that_have_no_integer_kernels(names, scheme):
     torch.manual_seed(0)
-    model = {**ROWS, **FORMS}[name]().eval()
+    model = Beside(names).eval()
     x = example(model)
     assert_true(*planned(model, x, ROUTES[scheme]), x)
-
-
-class Beside(nn.Module):
-    """Several models that read the same input; their outputs stand beside one another."""
-
-    def __init__(self, names):
-        super().__init__()
-        parts = {name: {**ROWS, **FORMS}[name]() for name in names}
-        self.parts = nn.ModuleDict({f"_{name}": m for name, m in parts.items()})
-        self.rank = next(iter(parts.values())).rank
-
-    def forward(self, x):
-        return torch.cat([m(x).flatten(1) for m in self.parts.values()], 1)
 
 
 TOKENS = ("linear_super", "linear_low_rank", "linear_merged", "contraction", "lstm")
 IMAGES = ("conv_same", "conv_standardised", "conv_turned")
 
 
-@pytest.mark.parametrize("names", [TOKENS, IMAGES], ids=["tokens", "images"])
+@pytest.mark.parametrize("names", [pytest.param(TOKENS, marks=pytest.mark.slow), IMAGES])
 def test_so_it_is_in_the_file(names, tmp_path):
     torch.manual_seed(0)
     model = Beside(names).eval()
