@@ -4,6 +4,7 @@ The reference is counted by torch's own counter, the file by the shapes that its
 onnxruntime. What is computed of constants alone does not count: it is done once, not for samples.
 """
 
+import operator
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -72,12 +73,15 @@ class CountedRun(IntegerRun):
     def count(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Return the multiply-accumulates of one batch: all, and those in float."""
         self.total, self.integer = 0, 0
+        self.written: set[fx.Node] = set()
         data: set[fx.Node] = set()
         graph: Any = self.graph
         for node in graph.nodes:
             sizes = node.op == "call_method" and node.target == "size"
             if node.op == "placeholder" or (data & set(node.all_input_nodes) and not sizes):
                 data.add(node)
+                self.written |= {node.args[0]} if node.target is operator.setitem else set()
+                data |= self.written
         self.data = data
         pairs = {name: self._counted(kernel) for name, kernel in run.PAIRS.items()}
         layer = self._counted(run.accumulate)
@@ -146,7 +150,7 @@ def count_file(path: Path, feeds: dict[str, Any]) -> tuple[int, int]:
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     names = [o.name for o in session.get_outputs()]
     found = dict(zip(names, session.run(None, feeds), strict=True))
-    shapes = {**stored, **{name: np.shape(value) for name, value in found.items()}}
+    shapes = {**stored, **{name: np.asarray(value).shape for name, value in found.items()}}
     costs = [(_macs(n, shapes), set(n.input[:2]) <= codes) for n in products]
     return sum(c for c, _ in costs), sum(c for c, is_integer in costs if not is_integer)
 
@@ -178,7 +182,7 @@ def planned(
 
 def float_names(run: CountedRun, names: dict[str, str]) -> set[str]:
     """Return what ran in float of what reads the data, by the names of the plan."""
-    of_data = {n.name for n in run.data} & set(names)
+    of_data = {n.name for n in run.data - run.written} & set(names)
     return {names[k] for k, op in run.float_ops.items() if k in of_data and op not in CLIPS}
 
 

@@ -18,6 +18,7 @@ from qat.codecs import ActivationCodec, Lookup, make_codec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
+from qat.graph.dataflow import written_by
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
 from qat.integer_layers import ChannelAffine, convert_layer
@@ -51,7 +52,9 @@ def convert(captured: Captured) -> fx.GraphModule:
     _absorb_clips(twin, graph, modules)
     _repeat_quantizes(graph, modules, {c.site: n for n, c in codecs.items()})
     converted = fx.GraphModule(twin, graph, class_name="IntegerModel")
-    converted.graph.eliminate_dead_code()
+    converted.graph.eliminate_dead_code(
+        lambda node: node.is_impure() or written_by(node, modules) is not None
+    )
     converted.recompile()
     return converted
 

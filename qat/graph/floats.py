@@ -28,7 +28,8 @@ def float_ops(plan: Plan, sites: Sites, site_of: dict[fx.Node, str]) -> list[Flo
     for node in sites.nodes:
         moves = moves_codes(node, sites.ops[node]) or sites.ops[node] in ("input", "output")
         is_real = node.meta.get("is_real") or node.meta.get("macs")
-        if not is_real or node not in sites.data or moves or node.target in folded:
+        computes = node in sites.data - sites.flow.filled
+        if not is_real or not computes or moves or node.target in folded:
             continue
         reason = _reason(kernels, sites, node)
         if reason:

@@ -49,6 +49,8 @@ class Kernels:
         """Return why no integer kernel computes ``node``, which reads codes; empty if one does."""
         op, inputs = self.sites.ops[node], self._inputs(node)
         formats = [f for f in inputs if f is not None]
+        if any(n not in self.sites.data for n in self.sites.tensor_inputs(node)):
+            return "an input is a constant of the model"
         if not inputs or len(formats) < len(inputs):
             return "an input stays float"
         if op in PAIRS and operands(node.args, node.kwargs) is None:

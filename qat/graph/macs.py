@@ -7,7 +7,7 @@ a formula is looked into, and counts nothing where it is not made of others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,24 @@ def _recurrent(x: Tensor, of_input: Tensor, of_state: Tensor, *_: Any, **__: Any
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return query.numel() // query.shape[-1] * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _recurrent_on_gpu(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return x.numel() // x.shape[-1] * sum(w.numel() for w in weights if w.ndim > 1)
+
+
+def _self_attention(query: Tensor, *others: Any, **__: Any) -> int:
+    return _fused(query, others[4], others[6])
+
+
+def _encoder_layer(x: Tensor, *others: Any, **__: Any) -> int:
+    return _fused(x, *(others[i] for i in (2, 4, 13, 15)))
+
+
+def _fused(x: Tensor, *weights: Tensor) -> int:
+    """Attention of a sequence ``(N, L, E)`` to itself, and layers with ``weights``."""
+    products = sum(w.numel() for w in weights) + 2 * x.shape[1] * x.shape[2]
+    return x.shape[0] * x.shape[1] * products
 
 
 def _bilinear(a: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
@@ -55,6 +73,9 @@ def _added(_: Tensor, matrix: Tensor, other: Tensor, *__: Any, **___: Any) -> in
 
 FORMULAS: dict[str, Callable[..., int]] = {
     "aten::mkldnn_rnn_layer": _recurrent,
+    "aten::_cudnn_rnn": _recurrent_on_gpu,
+    "aten::_native_multi_head_attention": _self_attention,
+    "aten::_transformer_encoder_layer_fwd": _encoder_layer,
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
     "aten::_trilinear": _bilinear,

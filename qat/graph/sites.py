@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from qat.graph.dataflow import find_data
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, WEIGHTED, Op
 from qat.graph.view_modules import View
@@ -68,7 +69,8 @@ class Sites:
             if self.op(node).passes or self.op(node).joins:
                 for source in self.tensor_inputs(node):
                     self._root[self.root(source)] = self.root(node)
-        self.data = self._find_data()
+        self.flow = find_data(self.nodes, modules)
+        self.data = self.flow.data
         self.mixed = self._find_mixed()
         self.nonnegative = self._find_nonnegative()
         self.reads_codes = self._find_readers()
@@ -136,6 +138,7 @@ class Sites:
 
     def _group(self, members: list[fx.Node]) -> Group:
         producers = [n for n in members if not (self.op(n).passes or self.op(n).joins)]
+        producers = [n for n in producers if n not in self.flow.filled]
         producers = [n for n in producers if self._is_tensor(n) and n in self.data]
         joins = [n for n in members if self.op(n).joins]
         name = self.names[(joins + producers + members)[0]]
@@ -176,18 +179,9 @@ class Sites:
         owner = next(reversed(stack.values()))[0] if stack else ""
         return f"{owner}.{self.ops[node]}" if owner else self.ops[node]
 
-    def _find_data(self) -> set[fx.Node]:
-        """Return the nodes whose values come from the inputs' values, not from their sizes."""
-        found: set[fx.Node] = set()
-        for node in self.nodes:
-            from_data = any(n in found for n in node.all_input_nodes)
-            if node.op == "placeholder" or (from_data and not _is_size(node)):
-                found.add(node)
-        return found
-
     def _find_mixed(self) -> set[fx.Node]:
         """Return the nodes that hold values on a grid beside others: constants, a padding of 1."""
-        found: set[fx.Node] = set()
+        found = self.flow.filled | self.flow.changed
         for node in self.nodes:
             if not (self.op(node).passes or self.op(node).joins):
                 continue
@@ -235,10 +229,6 @@ class Sites:
                 yield from self._readers_behind(user)
             else:
                 yield user
-
-
-def _is_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "size"
 
 
 def is_foldable(module: nn.Module) -> bool:

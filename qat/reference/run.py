@@ -26,6 +26,7 @@ from qat.export.packed_graph import PackedGraph
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
+from qat.graph.dataflow import written_by
 from qat.graph.kernels import KERNEL_BITS, operands
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
@@ -89,9 +90,17 @@ class IntegerRun(fx.Interpreter):
         result = self._on_integers(n, args, kwargs)
         if isinstance(result, Accumulator) and result is not args[0]:
             self._watch(n, result)
-        return self._on_reals(n, args, kwargs) if result is None else result
+        result = self._on_reals(n, args, kwargs) if result is None else result
+        target = written_by(n, self.submodules)
+        if target is not None and result is not None:
+            self.env[target] = result
+        return result
 
     def _on_reals(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        target = written_by(n, self.submodules)
+        if target is not None and _is_value(args[0]):  # else the write would be lost
+            self.env[target] = args[0].real()
+            args = (self.env[target], *args[1:])
         with integer_layers(self._module(n), self._quantize, self.kernel_bits):
             name, result = self._name(n), self._call(n, args, kwargs, _real)
         moves = moves_codes(n, name) or _reads_rows(name, self._module(n))

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers as hf
+import transformers
 from torch import Tensor, nn
 
+hf: Any = transformers  # what its configurations take is not all declared
 WORDS, LENGTH = 100, 12
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SMALL, "intermediate_size": 64}

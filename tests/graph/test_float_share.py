@@ -12,6 +12,7 @@ from qat.graph.convert import convert
 from qat.graph.ops import OPS
 from qat.graph.planner import make_plan
 from qat.graph.trace import capture
+from qat.reference.run import IntegerRun
 from qat.spec import Rule
 from tests.helpers import make_scheme
 from tests.products import assert_true, count_file, planned
@@ -183,6 +184,13 @@ class Experts(nn.Module):
         return (result @ result.T @ result).view(x.shape)
 
 
+def overwritten(m, x):
+    x[:, 0] = 3.0
+    x.clamp_(0.0, 1.0)
+    m(x)
+    return x
+
+
 def scripted():
     with warnings.catch_warnings(action="ignore"):  # on its way out, and still in use
         return torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()))
@@ -243,7 +251,7 @@ FORMS = {
     "average_adaptive": layer(lambda: nn.AdaptiveAvgPool2d(2)),
     "largest": sequence(lambda m, x: x.max(1, keepdim=True)[0]),
     "top": sequence(lambda m, x: x.topk(2, 1).values),
-    "written": sequence(lambda m, x: _written(x)),
+    "written": sequence(lambda m, x: m(written(x)), lambda: nn.Linear(WIDTH, WIDTH)),
     "conv_dynamic": row(
         lambda m, x: F.conv2d(x, x.mean((0, 2, 3)).view(1, 4, 1, 1).expand(4, 4, 1, 1))
     ),
@@ -252,6 +260,7 @@ FORMS = {
     ),
     "sdpa": sequence(lambda m, x: F.scaled_dot_product_attention(x, x, x)),
     "gelu_of_sum": sequence(lambda m, x: F.gelu(x + x.flip(1))),
+    "overwritten": sequence(overwritten, lambda: nn.ReLU(inplace=True)),
     "class_token": sequence(
         lambda m, x: torch.cat([m.bias.expand(len(x), 1, -1), x], 1), lambda: nn.Linear(4, 4)
     ),
@@ -260,10 +269,10 @@ FORMS = {
 }
 
 
-def _written(x):
+def written(x):
     y = torch.zeros(len(x), 5, WIDTH)
     y[:, :3] = x[:, :3]
-    return y @ x.mT @ x
+    return y
 
 
 class Unreached(nn.Module):
@@ -327,6 +336,15 @@ def test_states_saved_when_such_a_layer_was_a_module_of_its_own_come_back():
     again, *_ = planned(twin, torch.rand_like(x))
     again.load_state_dict(state)
     assert torch.equal(again(x), captured(x))
+
+
+def test_what_is_written_into_a_tensor_is_not_lost_on_the_way_to_integers():
+    model = FORMS["overwritten"]().eval()
+    x = example(model)
+    captured, *_ = planned(model, x)
+    expected = captured(x)
+    for run in (IntegerRun(captured), IntegerRun(convert(captured))):
+        torch.testing.assert_close(run(x), expected)
 
 
 def test_experts_that_the_example_did_not_reach_are_listed():
