@@ -24,6 +24,8 @@ KERNEL_BITS = 8
 PAIRS = ("add", "mul", "matmul")
 """Operations on two tensors of codes."""
 _SECOND = ("other", "mat2")
+_WIDE = f"integer kernels take codes of at most {KERNEL_BITS} bits"
+_ROWS = "every row of its input brings a scale of its own"
 
 
 def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any] | None:
@@ -101,10 +103,6 @@ class Kernels:
         """Whether every image becomes one value: its sum is an integer."""
         x, y = self.sites.tensor_inputs(node)[0].meta["shape"], node.meta["shape"]
         return len(x) == 4 and y is not None and prod(y) * x[2] * x[3] == prod(x)
-
-
-_WIDE = f"integer kernels take codes of at most {KERNEL_BITS} bits"
-_ROWS = "every row of its input brings a scale of its own"
 
 
 def _reading(formats: list[Format]) -> str:
