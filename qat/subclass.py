@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+_OWN = ("torch.nn.", "qat.")
+
 
 def _rebuild(base: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
     return subclass(base, mixin).__new__(subclass(base, mixin))
@@ -62,6 +64,16 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[1]
 
 
+def has_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether a subclass of a layer computes something else than the layer of torch.
+
+    Args:
+        kind: The class, before ``specialise``.
+    """
+    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
+    return not all(m.__module__.startswith(_OWN) for m in methods)
+
+
 def plain_twin(module: nn.Module, **parameters: Any) -> nn.Module:
     """Return a module of the original class that computes with ``parameters`` in place of its own.
 
@@ -72,5 +84,6 @@ def plain_twin(module: nn.Module, **parameters: Any) -> nn.Module:
     kind = original_class(module)
     twin = kind.__new__(kind)
     twin.__dict__.update(module.__dict__)
+    twin.__dict__.pop("forward", None)  # of this one module alone
     twin._parameters, twin._buffers, twin._modules = dict(parameters), {}, {}
     return twin

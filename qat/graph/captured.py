@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.pickling import build_graph, flatten_graph
-from qat.graph.views import CONTAINER
+from qat.graph.views import CONTAINER, move_states
 from qat.outputs import Outputs
 from qat.signature import Signature
 
@@ -141,6 +141,12 @@ class Captured(nn.Module):
             for key, view in views.items():
                 container.add_module(key, view)
             self.add_module(CONTAINER, container)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        move_states(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         flat = {mode: flatten_graph(graph) for mode, graph in self.graphs.items()}

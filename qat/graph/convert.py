@@ -18,6 +18,7 @@ from qat.codecs import ActivationCodec, Lookup, make_codec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
+from qat.graph.dataflow import written_by
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
 from qat.integer_layers import ChannelAffine, convert_layer
@@ -55,7 +56,9 @@ def convert(captured: Captured) -> fx.GraphModule:
     _absorb_clips(twin, graph, modules)
     _repeat_quantizes(graph, modules, {c.site: n for n, c in codecs.items()})
     converted = fx.GraphModule(twin, graph, class_name="IntegerModel")
-    converted.graph.eliminate_dead_code()
+    converted.graph.eliminate_dead_code(
+        lambda node: node.is_impure() or written_by(node, modules) is not None
+    )
     converted.recompile()
     converted.meta |= {"signature": captured.signature, "outputs": captured.outputs["eval"]}
     return converted
@@ -152,7 +155,8 @@ def _origin(
 
 def _wants_quantize(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> bool:
     """Whether what ``node`` moved is read as codes; a concatenation itself is an operator."""
-    if name in UNCHANGED or node.meta.get("shape") is None:
+    shape = node.meta.get("shape")
+    if name in UNCHANGED or shape is None or 0 in shape:  # runtimes drop what is empty
         return False
     readers = [OPS.get(op_name(user, modules), Op()) for user in node.users]
     return OPS[name].joins or any(r.reads_codes or r.elementwise or r.joins for r in readers)

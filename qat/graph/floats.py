@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
-from qat.graph.ops import WEIGHTED
+from qat.graph.kernels import Kernels
+from qat.graph.op_names import module_name, moves_codes
+from qat.graph.ops import LAYERS, WEIGHTED
 from qat.graph.plan import FloatOp, Plan
 from qat.graph.sites import Sites
-from qat.graph.views import display_name
 
-_INTEGER_FORMS = ("add", "mul", "embedding")
+_ABSORBED = ("relu", "relu6")
+"""What becomes an end of the range of the quantize behind it."""
 
 
 def float_ops(plan: Plan, sites: Sites, site_of: dict[fx.Node, str]) -> list[FloatOp]:
@@ -21,35 +23,53 @@ def float_ops(plan: Plan, sites: Sites, site_of: dict[fx.Node, str]) -> list[Flo
         site_of: Root of a group to the name of its activation site.
     """
     folded = {w.batch_norm for w in plan.weights.values()}
+    kernels = Kernels(plan, sites, site_of)
     result: list[FloatOp] = []
     for node in sites.nodes:
-        row = sites.op(node)
-        moves = row.passes or row.joins or sites.ops[node] == "input"
-        is_real = node.meta.get("shape") is not None and node in sites.data
-        if not is_real or moves or node.target in folded:
+        moves = moves_codes(node, sites.ops[node]) or sites.ops[node] in ("input", "output")
+        is_real = node.meta.get("is_real") or node.meta.get("macs")
+        computes = node in sites.data - sites.flow.filled
+        if not is_real or not computes or moves or node.target in folded:
             continue
-        reason = _reason(plan, sites, site_of, node)
+        reason = _reason(kernels, sites, node)
         if reason:
-            result.append(FloatOp(sites.names[node], sites.ops[node], _macs(plan, node), reason))
+            macs = _macs(kernels, node)
+            result.append(FloatOp(sites.names[node], sites.ops[node], macs, reason))
+        known = {*plan.weights, *(f.name for f in result)}
+        result += [f for f in _idle(sites, node) if f.name not in known]
     return result
 
 
-def _reason(plan: Plan, sites: Sites, site_of: dict[fx.Node, str], node: fx.Node) -> str:
+def _idle(sites: Sites, node: fx.Node) -> list[FloatOp]:
+    """Return the layers of a module that runs whole that the example did not reach."""
+    if node.op != "call_module" or _is_torch(sites.modules[str(node.target)]):
+        return []
+    ran = {f"{node.target}.{name}" for name in node.meta.get("inner", {})}
+    inside = [k for k in sites.modules if k.startswith(f"{node.target}.") and k not in ran]
+    names = {k: module_name(sites.modules[k]) for k in inside}
+    why = "the example did not reach it"
+    return [FloatOp(k, op, 0, why) for k, op in names.items() if op in LAYERS]
+
+
+def _is_torch(module: nn.Module) -> bool:
+    """Whether a class is torch's own: it may hold layers that it never calls."""
+    return type(module).__module__.startswith("torch.")
+
+
+def _reason(kernels: Kernels, sites: Sites, node: fx.Node) -> str:
     op, row = sites.ops[node], sites.op(node)
-    inputs = [sites.root(n) in site_of for n in sites.tensor_inputs(node)]
-    if op in WEIGHTED and display_name(str(node.target)) not in plan.weights:
-        return "the scheme leaves this layer in float"
-    if node in sites.reads_codes and not all(inputs):
-        return "an input stays float"
+    if op in WEIGHTED:
+        return kernels.missing_layer(node)
     if row.elementwise and node not in sites.reads_codes:
         return "nothing behind it reads integers"
-    has_form = row.reads_codes or op in _INTEGER_FORMS
-    if not has_form and (_macs(plan, node) or not row.nonnegative):
-        return "no integer form for this operation"
-    return ""
+    if row.reads_codes or row.elementwise:
+        return kernels.missing(node)
+    return "" if op in _ABSORBED else "no integer form for this operation"
 
 
-def _macs(plan: Plan, node: fx.Node) -> int:
-    """Return the cost of a node without the quantized layers inside."""
-    inner = [w for w in plan.weights.values() if w.inner and w.within(node.target)]
-    return int(node.meta.get("macs", 0)) - sum(w.macs for w in inner)
+def _macs(kernels: Kernels, node: fx.Node) -> int:
+    """Return the cost of a node without the layers inside that have integer kernels."""
+    inside = node.meta.get("inner", {})
+    layers = {name: kernels.plan.weights.get(f"{node.target}.{name}") for name in inside}
+    integer = [k for k, w in layers.items() if w and w.inner and not kernels.missing_inside(w)]
+    return int(node.meta.get("macs", 0)) - sum(inside[name][1] for name in integer)

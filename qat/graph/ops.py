@@ -43,7 +43,7 @@ OPS: dict[str, Op] = {
     "conv_transpose3d": Op(reads_codes=True),
     "linear": Op(reads_codes=True),
     "matmul": Op(reads_codes=True),
-    "einsum": Op(reads_codes=True),
+    "einsum": Op(),
     "add": Op(elementwise=True),
     "mul": Op(elementwise=True),
     "average_pool": Op(reads_codes=True),

@@ -54,7 +54,7 @@ def _plan_graph(plan: Plan, rules: Rules, sites: Sites, mode: str) -> None:
         if site is not None and (mode == "eval" or site.layer in plan.weights):
             plan.weights[site.layer] = _merge(plan.weights.get(site.layer), site, mode)
     for node in sites.data:
-        _plan_inner(plan, rules, node, sites)
+        _plan_inner(plan, rules, node, sites, mode)
     if mode == "eval":
         plan.macs = sum(n.meta.get("macs", 0) for n in sites.data)
         plan.floats = float_ops(plan, sites, site_of)
@@ -78,13 +78,16 @@ def _plan_activations(
     return site_of
 
 
-def _plan_inner(plan: Plan, rules: Rules, node: fx.Node, sites: Sites) -> None:
+def _plan_inner(plan: Plan, rules: Rules, node: fx.Node, sites: Sites, mode: str) -> None:
     """Plan the layers inside a module that runs whole: each quantizes its input by itself."""
     for name, (shape, macs) in node.meta.get("inner", {}).items():
         path = f"{node.target}.{name}"
         module = sites.modules[path]
         op = module_name(module)
-        if path in plan.weights or op not in LAYERS:
+        known = plan.weights.get(path)
+        if known is not None and known.inner and mode == "eval":  # called once more
+            plan.weights[path] = replace(known, macs=known.macs + macs)
+        if known is not None or op not in LAYERS:
             continue
         form = weight_format(rules, path, module, frozenset({op}))
         if form is None:

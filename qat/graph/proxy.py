@@ -19,12 +19,12 @@ class ValueDecisionError(Exception):
 
 
 class ValueProxy(fx.Proxy):
-    """Stands for what a node makes; ``values`` are fake ones, of two batch sizes."""
+    """Stands for what a node makes; ``fakes`` are values of two batch sizes."""
 
-    values: tuple[Any, ...]
+    fakes: tuple[Any, ...]
 
     def __getattr__(self, k: str) -> Any:
-        value = self.values[0]
+        value = self.fakes[0]
         if k == "shape" and isinstance(value, Tensor):
             return self._size()
         if k in ("device", "data") or not isinstance(value, Tensor):
@@ -35,7 +35,7 @@ class ValueProxy(fx.Proxy):
         return found if is_plain(found) else self._attribute(k)
 
     def _attribute(self, k: str) -> Any:
-        if callable(getattr(self.values[0], k)):
+        if callable(getattr(self.fakes[0], k)):
             return Attribute(self, k)
         return self.tracer.create_proxy("call_function", getattr, (self, k), {})
 
@@ -44,9 +44,9 @@ class ValueProxy(fx.Proxy):
         return self._size() if dim is None else self._size()[dim]
 
     def _size(self) -> tuple[Any, ...]:
-        sizes = list(zip(*(v.shape for v in self.values), strict=True))
+        sizes = list(zip(*(v.shape for v in self.fakes), strict=True))
         if all(a == b for a, b in sizes):
-            return self.values[0].shape
+            return self.fakes[0].shape
         return Size(
             a if a == b else self.tracer.create_proxy("call_method", "size", (self, i), {})
             for i, (a, b) in enumerate(sizes)
@@ -65,7 +65,7 @@ class ValueProxy(fx.Proxy):
         return float(self._known("a number"))
 
     def __len__(self) -> int:
-        a, b = (len(v) for v in self.values)
+        a, b = (len(v) for v in self.fakes)
         return a if a == b else self._refuse("a length")
 
     def __iter__(self) -> Iterator[Any]:
@@ -78,13 +78,13 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def _known(self, what: str) -> Any:
-        a, b = self.values
+        a, b = self.fakes
         if isinstance(a, Tensor) or a != b:
             return self._refuse(what)
         return a
 
     def _refuse(self, what: str) -> Any:
-        why = "tensor values" if isinstance(self.values[0], Tensor) else "the number of samples"
+        why = "tensor values" if isinstance(self.fakes[0], Tensor) else "the number of samples"
         raise ValueDecisionError(f"{what} here depends on {why}")
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from qat.graph.op_names import op_name
+from qat.graph.dataflow import find_data
+from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, WEIGHTED, Op
 from qat.graph.view_modules import View
 from qat.graph.views import display_name
+from qat.subclass import has_own_forward
 
 _UNKNOWN = Op()
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -67,7 +69,9 @@ class Sites:
             if self.op(node).passes or self.op(node).joins:
                 for source in self.tensor_inputs(node):
                     self._root[self.root(source)] = self.root(node)
-        self.data = self._find_data()
+        self.flow = find_data(self.nodes, modules)
+        self.data = self.flow.data
+        self.mixed = self._find_mixed()
         self.nonnegative = self._find_nonnegative()
         self.reads_codes = self._find_readers()
 
@@ -115,8 +119,11 @@ class Sites:
     def batch_norm_behind(self, node: fx.Node) -> str | None:
         """Name the batch-norm that reads nothing but this layer, each called once."""
         users = list(node.users)
-        if self.ops[node] not in LAYERS or len(users) != 1 or users[0].op != "call_module":
+        calls_it = node.op == "call_module" and len(users) == 1 and users[0].op == "call_module"
+        if self.ops[node] not in LAYERS or not calls_it:
             return None
+        if has_own_forward(type(self.modules[str(node.target)])):
+            return None  # what it makes of its weight and bias is not known
         name = str(users[0].target)
         calls = [n for n in self.nodes if n.op == "call_module" and n.target in (node.target, name)]
         rank_fits = self.ops[node] != "linear" or len(node.meta["shape"]) == 2
@@ -131,6 +138,7 @@ class Sites:
 
     def _group(self, members: list[fx.Node]) -> Group:
         producers = [n for n in members if not (self.op(n).passes or self.op(n).joins)]
+        producers = [n for n in producers if n not in self.flow.filled]
         producers = [n for n in producers if self._is_tensor(n) and n in self.data]
         joins = [n for n in members if self.op(n).joins]
         name = self.names[(joins + producers + members)[0]]
@@ -171,12 +179,15 @@ class Sites:
         owner = next(reversed(stack.values()))[0] if stack else ""
         return f"{owner}.{self.ops[node]}" if owner else self.ops[node]
 
-    def _find_data(self) -> set[fx.Node]:
-        """Return the nodes whose values come from the inputs' values, not from their sizes."""
-        found: set[fx.Node] = set()
+    def _find_mixed(self) -> set[fx.Node]:
+        """Return the nodes that hold values on a grid beside others: constants, a padding of 1."""
+        found = self.flow.filled | self.flow.changed
         for node in self.nodes:
-            from_data = any(n in found for n in node.all_input_nodes)
-            if node.op == "placeholder" or (from_data and not _is_size(node)):
+            if not (self.op(node).passes or self.op(node).joins):
+                continue
+            sources = self.tensor_inputs(node)
+            adds = not moves_codes(node, self.ops[node])
+            if adds or any(n not in self.data or n in found for n in sources):
                 found.add(node)
         return found
 
@@ -218,10 +229,6 @@ class Sites:
                 yield from self._readers_behind(user)
             else:
                 yield user
-
-
-def _is_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "size"
 
 
 def is_foldable(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
 """The tracer: records a forward pass in one mode, with values at hand.
 
-Leaves are torch's own modules without children, and subclasses of its weighted layers; what cannot
-be traced becomes a leaf as well. Functions that someone asked ``torch.fx`` to leave whole are
-looked into all the same, fused attention is taken apart, a functional layer becomes a view.
+Leaves are torch's own modules without children, and weighted layers that compute what torch's own
+compute; what cannot be traced becomes a leaf as well. Functions that someone asked ``torch.fx`` to
+leave whole are looked into all the same, fused attention and contractions are taken apart, a
+functional layer becomes a view.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from qat.calls import Call
 from qat.graph import attention
+from qat.graph.einsum import contract, find_indices
 from qat.graph.lines import current_line, current_lines
 from qat.graph.proxy import FACTORIES, ValueDecisionError, ValueProxy, factory
 from qat.graph.values import Values, is_plain
 from qat.graph.views import Views
 from qat.outputs import Output, Outputs, describe_leaf
 from qat.signature import Signature
+from qat.subclass import has_own_forward
 from qat.trees import Path, flatten, leaves
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Embedding)
@@ -99,8 +102,10 @@ class ModeTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is called as it is."""
-        if module_qualified_name in self.leaves or isinstance(m, _LAYERS):
+        if module_qualified_name in self.leaves:
             return True
+        if isinstance(m, _LAYERS):
+            return not has_own_forward(type(m))
         return m.__module__.startswith("torch.nn.") and not m._modules
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -129,14 +134,14 @@ class ModeTracer(fx.Tracer):
         if node not in self.values.of:
             self.values.evaluate(node, self.signature.samples)
         proxy = ValueProxy(node, self)
-        proxy.values = self.values.of[node]
+        proxy.fakes = self.values.of[node]
         return proxy
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
     ) -> Any:
         """Record one operation, unless its result is known or made of smaller ones."""
-        inner = self._inside(kind, target)
+        inner = self._inside(kind, target, args)
         if inner is not None:
             return inner(*args, **kwargs)
         if kind == "call_function":
@@ -144,13 +149,13 @@ class ModeTracer(fx.Tracer):
             if view is not None:
                 return view
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        a, b = proxy.values
+        a, b = proxy.fakes
         if target is not operator.setitem and is_plain(a) and is_plain(b) and a == b:
             self.graph.erase_node(proxy.node)
             return a
         return proxy
 
-    def _inside(self, kind: str, target: Any) -> Callable[..., Any] | None:
+    def _inside(self, kind: str, target: Any, args: Any) -> Callable[..., Any] | None:
         """Return what an operation is made of, where it should be recorded in parts."""
         if kind != "call_function":
             return None
@@ -158,7 +163,8 @@ class ModeTracer(fx.Tracer):
             return attention.scaled_dot_product
         if target is F.multi_head_attention_forward:
             raise ValueDecisionError("fused attention")
-        return None
+        indices = find_indices(args[0], args[1:]) if target is torch.einsum else None
+        return None if indices is None else lambda _, a, b: contract(indices, a, b)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a node with the lines that are running, by which modes are paired, and its own."""

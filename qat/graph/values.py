@@ -8,7 +8,7 @@ stays in the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from qat.graph.macs import MacCounter
 
 PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format)
 _KEEPS_SHAPE = {
@@ -26,8 +27,6 @@ _KEEPS_SHAPE = {
     *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
     *(nn.Dropout, nn.Identity, nn.Softmax, nn.LeakyReLU, nn.ELU),
 }
-_MULTIPLIERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PRODUCTS = ("mm", "mul", "conv", "linear", "einsum", "attention", "dot", "baddb")
 _STORES = ("_parameters", "_buffers", "_modules")
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
@@ -65,28 +64,24 @@ class Values:
             batch: Samples in the example's batch; ``meta["macs"]`` is for one of them.
         """
         module = self.find(str(node.target)) if node.op == "call_module" else None
-        node.meta["macs"] = 0
+        counter = MacCounter()
         if type(module) in _KEEPS_SHAPE:
             self.of[node] = self.of[node.all_input_nodes[0]]
-        elif module is None and not _multiplies(node.target):
-            self.of[node] = (self._run(node, 0, nullcontext()), self._run(node, 1, nullcontext()))
         else:
-            counter = FlopCounterMode(display=False)
-            with _watched(module) as inner:
+            with counter.watch(module):
                 first = self._run(node, 0, counter)
-            self.of[node] = (first, self._run(node, 1, nullcontext()))
-            node.meta["macs"] = counter.get_total_flops() // 2 // batch
-            node.meta["inner"] = {k: (shape, macs // batch) for k, (shape, macs) in inner.items()}
-        node.meta["shape"] = self.shape(node)
+            self.of[node] = (first, self._run(node, 1, MacCounter()))
+        inner = {k: (shape, macs // batch) for k, (shape, macs) in counter.layers.items()}
+        node.meta.update(macs=counter.macs // batch, inner=inner, shape=self.shape(node))
+        node.meta["is_real"] = any(map(_is_real, tree_leaves(self.of[node][0])))
         return self.of[node]
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Return the shape of a node that makes a tensor of real values, else ``None``."""
         value = self.of[node][0]
-        is_real = isinstance(value, Tensor) and value.is_floating_point()
-        return tuple(value.shape) if is_real else None
+        return tuple(value.shape) if _is_real(value) else None
 
-    def _run(self, node: fx.Node, which: int, counter: AbstractContextManager[Any]) -> Any:
+    def _run(self, node: fx.Node, which: int, counter: MacCounter) -> Any:
         def value(n: fx.Node) -> Any:
             if n not in self.of:  # a tensor of the model itself, recorded as an argument
                 self.evaluate(n, 1)
@@ -111,15 +106,14 @@ class Values:
             value = _member(value, part)
         return self.fake.from_tensor(value.detach()) if isinstance(value, Tensor) else value
 
-    def _leaf(
-        self, module: nn.Module, args: Any, kwargs: Any, counter: AbstractContextManager[Any]
-    ) -> Any:
+    def _leaf(self, module: nn.Module, args: Any, kwargs: Any, counter: MacCounter) -> Any:
         try:
             named = (*module.named_parameters(), *module.named_buffers())
             state = {name: self._as_fake(value) for name, value in named}
             with self.fake, counter:  # on fakes of its own tensors: a leaf may write into them
                 return functional_call(module, state, args, kwargs)
         except Exception:  # its control flow looks at values: only real ones can tell the shapes
+            counter.reset()
             twin = deepcopy(module)  # its hooks too
             real_args, real_kwargs = tree_map(_random, (args, kwargs))
             with torch.random.fork_rng(devices=[]), counter:
@@ -130,28 +124,8 @@ class Values:
         return self.fake.from_tensor(value.detach()) if isinstance(value, Tensor) else value
 
 
-Inner = dict[str, tuple[tuple[int, ...], int]]
-
-
-@contextmanager
-def _watched(module: nn.Module | None) -> Iterator[Inner]:
-    """Note the input shape and the cost of every layer inside a module that runs whole."""
-    found: Inner = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: Any, args: tuple[Any, ...], result: Tensor) -> None:
-            cost = layer.weight.numel() // layer.weight.shape[0] * result.numel()
-            found[name] = (tuple(args[0].shape), cost)
-
-        return hook
-
-    layers = [] if module is None else [(n, m) for n, m in module.named_modules() if n]
-    handles = [m.register_forward_hook(watch(n)) for n, m in layers if isinstance(m, _MULTIPLIERS)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _random(value: Any) -> Any:
@@ -182,12 +156,6 @@ def _member(owner: Any, name: str) -> Any:
         if name in vars(owner)[store]:
             return vars(owner)[store][name]
     return getattr(owner, name)
-
-
-def _multiplies(target: Any) -> bool:
-    """Whether a function or method may do multiply-accumulates, which only counting can tell."""
-    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    return name not in ("mul", "mul_", "imul") and any(part in name for part in _PRODUCTS)
 
 
 def is_plain(value: Any) -> bool:

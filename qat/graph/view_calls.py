@@ -17,6 +17,9 @@ from qat.graph.view_modules import (
     Conv1dView,
     Conv2dView,
     Conv3dView,
+    ConvTranspose1dView,
+    ConvTranspose2dView,
+    ConvTranspose3dView,
     EmbeddingView,
     LinearView,
     ProjectionView,
@@ -55,7 +58,7 @@ def _linear(tracer: Any, input: Any, weight: Any, bias: Any = None) -> Call | No
     del tracer
     if not _all_stored(weight):
         return None
-    out, width = weight.values[0].shape
+    out, width = weight.fakes[0].shape
     options = {"in_features": width, "out_features": out}
     stored, computed = (bias, None) if bias is None or _all_stored(bias) else (None, bias)
     return Call(LinearView, input, {"weight": weight, "bias": stored}, options, computed)
@@ -65,7 +68,7 @@ def _addmm(tracer: Any, input: Any, mat1: Any, mat2: Any, **options: Any) -> Cal
     del tracer
     if options or not _all_stored(mat2, input):
         return None
-    width, out = mat2.values[0].shape
+    width, out = mat2.fakes[0].shape
     tensors = {"weight": mat2, "bias": input}
     return Call(ProjectionView, mat1, tensors, {"in_features": width, "out_features": out})
 
@@ -84,23 +87,51 @@ def _conv(kind: type[nn.Module], rank: int) -> Any:
         del tracer
         if not _all_stored(weight, bias):
             return None
-        stride, padding, dilation = (_tuple(v, rank) for v in (stride, padding, dilation))
-        shape = weight.values[0].shape
-        options = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "padding_mode": "zeros",
-            "output_padding": (0,) * rank,
-            "transposed": False,
-            "out_channels": shape[0],
-            "in_channels": shape[1] * groups,
-            "kernel_size": tuple(shape[2:]),
-        }
-        return Call(kind, input, {"weight": weight, "bias": bias}, options)
+        out, width = weight.fakes[0].shape[:2]
+        sizes = {"out_channels": out, "in_channels": width * groups, "transposed": False}
+        options = _conv_options(weight, rank, stride, padding, dilation, groups)
+        return Call(kind, input, {"weight": weight, "bias": bias}, {**options, **sizes})
 
     return build
+
+
+def _conv_transpose(kind: type[nn.Module], rank: int) -> Any:
+    def build(
+        tracer: Any,
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Call | None:
+        del tracer
+        if not _all_stored(weight, bias):
+            return None
+        width, out = weight.fakes[0].shape[:2]
+        sizes = {"out_channels": out * groups, "in_channels": width, "transposed": True}
+        options = _conv_options(weight, rank, stride, padding, dilation, groups)
+        options["output_padding"] = _tuple(output_padding, rank)
+        return Call(kind, input, {"weight": weight, "bias": bias}, {**options, **sizes})
+
+    return build
+
+
+def _conv_options(
+    weight: Any, rank: int, stride: Any, padding: Any, dilation: Any, groups: int
+) -> dict[str, Any]:
+    stride, padding, dilation = (_tuple(v, rank) for v in (stride, padding, dilation))
+    return {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "padding_mode": "zeros",
+        "output_padding": (0,) * rank,
+        "kernel_size": tuple(weight.fakes[0].shape[2:]),
+    }
 
 
 def _tuple(value: Any, rank: int) -> Any:
@@ -118,7 +149,7 @@ def _embedding(
     del tracer
     if not _all_stored(weight) or max_norm is not None:
         return None
-    number, width = weight.values[0].shape
+    number, width = weight.fakes[0].shape
     options = {"norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False, **options}
     options |= {"num_embeddings": number, "embedding_dim": width}
     options |= {"padding_idx": padding_idx, "max_norm": None}
@@ -137,7 +168,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Call | None:
     kinds = {2: BatchNorm1dView, 3: BatchNorm1dView, 4: BatchNorm2dView, 5: BatchNorm3dView}
-    shape = getattr(input, "values", (None,))[0]
+    shape = getattr(input, "fakes", (None,))[0]
     kind = None if shape is None else kinds.get(shape.ndim)
     follows_mode = bool(training) is tracer.root.training
     if kind is None or not follows_mode or running_mean is None:
@@ -147,7 +178,7 @@ def _batch_norm(
     tensors = {"weight": weight, "bias": bias}
     tensors |= {"running_mean": running_mean, "running_var": running_var}
     options = {"momentum": momentum, "eps": eps, "affine": weight is not None}
-    options |= {"num_features": running_mean.values[0].numel(), "track_running_stats": True}
+    options |= {"num_features": running_mean.fakes[0].numel(), "track_running_stats": True}
     options["num_batches_tracked"] = None  # the model counts by itself
     return Call(kind, input, tensors, options)
 
@@ -158,6 +189,9 @@ BUILDERS: dict[Any, Callable[..., Call | None]] = {
     F.conv1d: _conv(Conv1dView, 1),
     F.conv2d: _conv(Conv2dView, 2),
     F.conv3d: _conv(Conv3dView, 3),
+    F.conv_transpose1d: _conv_transpose(ConvTranspose1dView, 1),
+    F.conv_transpose2d: _conv_transpose(ConvTranspose2dView, 2),
+    F.conv_transpose3d: _conv_transpose(ConvTranspose3dView, 3),
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
 }

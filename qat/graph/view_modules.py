@@ -69,6 +69,18 @@ class Conv3dView(View, nn.Conv3d):
     """``F.conv3d`` on a parameter of the model."""
 
 
+class ConvTranspose1dView(View, nn.ConvTranspose1d):
+    """``F.conv_transpose1d`` on a parameter of the model."""
+
+
+class ConvTranspose2dView(View, nn.ConvTranspose2d):
+    """``F.conv_transpose2d`` on a parameter of the model."""
+
+
+class ConvTranspose3dView(View, nn.ConvTranspose3d):
+    """``F.conv_transpose3d`` on a parameter of the model."""
+
+
 class EmbeddingView(View, nn.Embedding):
     """``F.embedding`` on a parameter of the model."""
 

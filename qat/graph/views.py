@@ -93,3 +93,22 @@ def display_name(target: str) -> str:
     """Return how a plan calls a module: a view by the name of the layer that it shows."""
     container, _, key = target.partition(".")
     return key.replace("/", ".") if container == CONTAINER else target
+
+
+def move_states(state: dict[str, Any], prefix: str, model: nn.Module) -> None:
+    """Rename what was saved of layers that were modules of their own, and are views now.
+
+    Args:
+        state: Name to value; changed in place.
+        prefix: What the names of ``model`` begin with.
+        model: A captured model.
+    """
+    modules = dict(model.named_modules())
+    for path in [m for m in modules if m.startswith(f"{CONTAINER}.") and m.count(".") == 1]:
+        layer = display_name(path)
+        if "weight_quant" in getattr(modules.get(layer), "_modules", {}):
+            continue  # both are layers
+        for key in [k for k in state if k.startswith(f"{prefix}{layer}.")]:
+            name = key.removeprefix(f"{prefix}{layer}.")
+            if name.startswith("weight_quant.") or name in ("weight_mask", "_extra_state"):
+                state[f"{prefix}{path}.{name}"] = state.pop(key)

@@ -14,10 +14,9 @@ from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer
 from qat.reference.values import Accumulator, BroughtGrid, Codes, Pending, Product, Sum
 from qat.spec import QuantSpec
-from qat.subclass import original_class, plain_twin
+from qat.subclass import has_own_forward, original_class, plain_twin
 
 _EXACT = 2**24  # float32 holds every integer up to here
-_OWN = ("torch.nn.", "qat.")
 
 
 def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
@@ -26,9 +25,7 @@ def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
         return False
     spec = layer.spec
     narrow = max(spec.bits, x.grid.spec.bits) <= bits and spec.group_size is None
-    kind = original_class(layer)
-    methods = [getattr(kind, name, kind.forward) for name in ("forward", "_conv_forward")]
-    return narrow and all(m.__module__.startswith(_OWN) for m in methods)
+    return narrow and not has_own_forward(original_class(layer))
 
 
 def accumulate(layer: Any, x: Codes) -> Accumulator:

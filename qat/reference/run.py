@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.codecs import ActivationCodec, DynamicTensorCodec, Lookup, make_codec
@@ -25,9 +26,14 @@ from qat.export.packed_graph import PackedGraph
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
+from qat.graph.dataflow import written_by
+from qat.graph.kernels import KERNEL_BITS, operands
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
+from qat.integer_layers import IntegerLayer
+from qat.layers import QuantizedLayer
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
+from qat.reference.leaves import integer_layers
 from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
 from qat.signature import interface
 
@@ -48,7 +54,7 @@ class IntegerRun(fx.Interpreter):
         float_ops: What ran on real values in the last batch: name of the operation, by node.
     """
 
-    kernel_bits = 8
+    kernel_bits = KERNEL_BITS
     """The widest codes that there are integer kernels for."""
 
     def __init__(
@@ -83,15 +89,27 @@ class IntegerRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         result = self._on_integers(n, args, kwargs)
         if isinstance(result, Accumulator) and result is not args[0]:
             self._watch(n, result)
-        return self._on_reals(n, args, kwargs) if result is None else result
+        result = self._on_reals(n, args, kwargs) if result is None else result
+        target = written_by(n, self.submodules)
+        if target is not None and result is not None:
+            self.env[target] = result
+        return result
 
     def _on_reals(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        name, result = self._name(n), self._call(n, args, kwargs, _real)
-        computes = n.op.startswith("call") and n.all_input_nodes and not moves_codes(n, name)
-        if computes and name not in UNCHANGED and _is_real(result):
+        target = written_by(n, self.submodules)
+        if target is not None and _is_value(args[0]):  # else the write would be lost
+            self.env[target] = args[0].real()
+            args = (self.env[target], *args[1:])
+        with integer_layers(self._module(n), self._quantize, self.kernel_bits):
+            name, result = self._name(n), self._call(n, args, kwargs, _real)
+        moves = moves_codes(n, name) or _reads_rows(name, self._module(n))
+        computes = n.op.startswith("call") and n.all_input_nodes and not moves
+        if computes and name not in UNCHANGED and any(map(_is_real, tree_leaves(result))):
             self.float_ops[n.name] = name
         return result
 
@@ -107,7 +125,7 @@ class IntegerRun(fx.Interpreter):
         self.largest[site] = max(largest, self.largest.get(site, 0))
 
     def _call(self, n: fx.Node, args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
-        changed: Any = [map_aggregate(values, change) for values in (args, kwargs)]
+        changed: Any = tree_map(change, (args, kwargs))
         return getattr(self, n.op)(n.target, *changed)
 
     def _name(self, n: fx.Node) -> str:
@@ -132,8 +150,8 @@ class IntegerRun(fx.Interpreter):
 
     def _on_pairs(self, n: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         if name in PAIRS:
-            fits = len(args) == 2 and not kwargs and all(self._takes(a) for a in args)
-            return PAIRS[name](*args) if fits else None
+            pair = operands(args, kwargs)
+            return PAIRS[name](*pair) if pair and all(map(self._takes, pair)) else None
         if name == "average_pool" and isinstance(args[0], Codes):
             return self._average(n, args, kwargs)
         return self._move(n, args, kwargs) if moves_codes(n, name) else None
@@ -206,6 +224,11 @@ class IntegerRun(fx.Interpreter):
         (grid,) = grids
         moved = self._call(n, args, kwargs, _steps)
         return map_aggregate(moved, lambda v: Codes(v, grid) if _is_real(v) else v)  # pyright: ignore[reportArgumentType]
+
+
+def _reads_rows(name: str, module: nn.Module | None) -> bool:
+    """Whether an embedding gives rows of codes, and computes nothing."""
+    return name == "embedding" and isinstance(module, QuantizedLayer | IntegerLayer)
 
 
 def _is_value(value: Any) -> bool:

@@ -15,6 +15,7 @@ from qat.layers import fold
 from qat.reference.run import IntegerRun
 from qat.training.evaluate import first_output
 from tests.helpers import calibrate, make_scheme
+from tests.products import count_file
 
 WORDS, LENGTH = 100, 12
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -73,7 +74,7 @@ def test_every_product_is_quantized(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_predicts_what_the_fold_stage_predicts(name, tmp_path):
-    _, captured, _, x = prepared(name)
+    _, captured, plan, x = prepared(name)
     calibrate(captured, x)
     fold(captured.eval())
     expected = first_output(captured(x))
@@ -81,5 +82,6 @@ def test_the_file_predicts_what_the_fold_stage_predicts(name, tmp_path):
     logits = first_output(IntegerRun(converted)(x))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
     export_onnx(converted, x[:1], tmp_path / "model.onnx")
+    assert count_file(tmp_path / "model.onnx", {"input": x.numpy()}) == (plan.macs * len(x), 0)
     found = OnnxModel(tmp_path / "model.onnx")(x).reshape(logits.shape)
     assert torch.equal(found.argmax(-1), logits.argmax(-1))
