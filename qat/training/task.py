@@ -89,9 +89,7 @@ class QATTask(pl.LightningModule):
         for penalty in self.penalties.values():
             loss = loss + penalty()
         self.log("train/loss", loss, prog_bar=True)
-        if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
-            loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))
-        return loss
+        return loss + _touch(scale_parameters(self.model)) if self.trainer.world_size > 1 else loss
 
     def on_validation_epoch_start(self) -> None:
         """Let weights be made once for all batches."""
@@ -146,6 +144,18 @@ class QATTask(pl.LightningModule):
                 "gradients; raise data.batch_size instead."
             )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def _touch(parameters: list[nn.Parameter]) -> Tensor | float:
+    """Return 0 with every parameter in its graph: the reducers of several processes wait for all.
+
+    Scales are not in use in all phases, and without a gradient where they are frozen.
+    """
+    learning = [p.requires_grad for p in parameters]
+    total = 0.0 * sum(p.requires_grad_(True).sum() for p in parameters)
+    for parameter, flag in zip(parameters, learning, strict=True):
+        parameter.requires_grad_(flag)
+    return total
 
 
 def count_steps(trainer: pl.Trainer) -> int:
