@@ -44,6 +44,10 @@ class Data(pl.LightningDataModule):
     def calibration_batches(self, num: int) -> list[Tensor]:
         return list(self.x.split(8)[:num])
 
+    def labelled_batches(self, num: int, *, augmented: bool = False) -> list[tuple[Tensor, Tensor]]:
+        del augmented
+        return list(zip(self.x.split(8), self.y.split(8), strict=True))[:num]
+
 
 def make_task(
     bits: int = 4,
