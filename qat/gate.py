@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qat.export.outcome import Counts
 from qat.export.packed import first_packed_difference, holds_graph
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
@@ -57,10 +58,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Proof:
-    """How well every form of a model predicts, and how far they agree, by kind of model."""
+    """How well every form of a model predicts, how far they agree, and which classes occur."""
 
     scores: dict[str, Score]
     verification: Verification
+    counts: Counts
 
 
 def verify(
@@ -106,7 +108,9 @@ def verify(
     first = check.first_difference
     if first is not None:
         save_first_difference(folder / DIFFERENCE, compare, first.site, sources(model, first.site))
-    return Proof({kind: score(*found) for kind, found in logits.items()}, check)
+    counts = Counts()
+    counts.add(*logits["fake_quant"])
+    return Proof({kind: score(*found) for kind, found in logits.items()}, check, counts)
 
 
 def _packed_difference(model: fx.GraphModule, path: Path, sample: Tensor) -> str | None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.export.outcome import Counts
 from qat.graph.captured import Captured
 from qat.held import hold
 from qat.reference.run import IntegerRun
@@ -89,12 +90,13 @@ def score(logits: Tensor, labels: Tensor) -> Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches) -> Score:
+def evaluate(model: nn.Module, loader: Batches, counts: Counts | None = None) -> Score:
     """Return accuracy and perplexity of ``model`` in eval mode, over all processes.
 
     Args:
         model: The model; its mode comes back.
         loader: Batches of inputs and labels, sharded over the processes if there are several.
+        counts: Counts labels and predictions, of this process, if it is given.
     """
     was_training = model.training
     model.eval()
@@ -102,7 +104,10 @@ def evaluate(model: nn.Module, loader: Batches) -> Score:
     run, sums = inference(model), torch.zeros(3, dtype=torch.float64, device=device)
     with hold(model):
         for x, y in loader:
-            sums += _sums(first_output(run(x.to(device))), y.to(device).flatten())
+            logits = first_output(run(x.to(device)))
+            sums += _sums(logits, y.to(device).flatten())
+            if counts is not None:
+                counts.add(logits, y.flatten())
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)

@@ -17,7 +17,8 @@ from qat.training.callbacks import (
     LowerBits,
     ProbeRate,
 )
-from qat.training.callbacks.probe import Miniature, descend, lower_rates
+from qat.training.callbacks.miniature import Miniature
+from qat.training.callbacks.probe import choose, descend, lower_rates
 from qat.training.optim import Rates
 from qat.training.schedule import Schedule
 from tests.helpers import calibrate
@@ -29,21 +30,23 @@ PROBED = Rates(0.05, "up to 0.5")
 @pytest.mark.parametrize(
     ("losses", "tried", "chosen"),
     [
-        ([1.0, 2.0, 0.5], 2, 0),  # the highest is the best: lower ones are not asked for
-        ([3.0, 1.0, 1.0, 0.5], 3, 1),  # equal is no better
-        ([math.inf, math.inf, 1.0, 2.0], 4, 2),
-        ([2.2, 2.3, 2.1, 1.0, 1.1], 5, 3),  # none of the first gains over 2.0 without a step
-        ([2.2, 2.3, 2.4], 3, 0),
-        ([3.0, 2.0, 1.9, 1.8], 4, 3),
+        ([1.0, 1.2, 0.5], 2, 0),  # the highest gains most: none below is asked for
+        ([1.0, 1.05, 1.09, 1.2], 4, 2),  # lower ones that gain nearly as much are safer
+        ([1.0, 1.05, 0.5, 1.0], 4, 2),
+        ([3.0, 1.0, 1.5], 3, 1),
+        ([math.inf, math.inf, 1.0, 1.9], 4, 2),
+        ([2.2, 2.3, 2.1, 1.0, 1.2], 5, 3),  # none of the first gains over 2.0 without a step
+        ([2.2, 2.3, 2.4], 3, 2),  # nor does any: the lowest
     ],
 )
-def test_descent_ends_where_the_next_rate_gains_less(losses, tried, chosen):
-    found = dict(enumerate(losses))
-    result = descend(found, lambda rate: found[int(rate)], untrained=2.0)
-    assert [*result] == [*found][:tried]
+def test_the_lowest_rate_that_gains_nearly_as_much_as_the_best(losses, tried, chosen):
+    found = {1.0 / 2**i: loss for i, loss in enumerate(losses)}
     probe = ProbeRate()
-    probe.tried = result
-    assert probe.chosen == chosen
+    assert probe.chosen is None
+    probe.untrained = 2.0
+    probe.tried = descend(found, found.__getitem__, untrained=2.0)
+    assert [*probe.tried] == [*found][:tried]
+    assert probe.chosen == [*found][chosen]
 
 
 def test_rates_go_down_by_four():
@@ -75,8 +78,7 @@ def test_what_only_live_batch_norms_bear_is_too_high(frozen_from, chosen):
     task = prepared(data, Schedule(0, 5, freeze_batch_norm=frozen_from, fold=1.0))
     small = Miniature(task, data.labelled_batches(8) * 3, data.labelled_batches(8), None)
     losses = descend([0.05, 0.005, 0.0005], small.loss_of, small.untrained())
-    assert min(losses, key=lambda rate: losses[rate]) == chosen
-    assert losses[chosen] < small.untrained()
+    assert choose(losses, small.untrained()) == chosen
 
 
 def test_a_miniature_leaves_the_run_alone():
