@@ -8,20 +8,24 @@ and buffers of the model it was given: names, their order and checkpoints stay a
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import TreeSpec
 
 from qat.errors import GraphError
 from qat.graph.captured import MODES, Captured
+from qat.graph.fixed_norms import stay_in_evaluation
 from qat.graph.lines import line_of_error
 from qat.graph.signature import Example, Signature
 from qat.graph.tracer import ModeTracer
 from qat.graph.views import CONTAINER, Views
 
+log = logging.getLogger("qat")
 _RESERVED = {
     *(
         "activations",
@@ -30,6 +34,7 @@ _RESERVED = {
         "outputs",
         "signature",
         "leaves",
+        "evaluated",
         "follows_batch",
         "converted",
         "source",
@@ -53,6 +58,7 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
         GraphError: If the model does not run, or its own forward cannot be traced, naming the line.
     """
     _check_names(model)
+    in_evaluation = _norms_in_evaluation(model)
     call = Example.of(example)
     _check_runs(model, call)
     was_training, known = model.training, set(model.__dict__)
@@ -70,6 +76,8 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
     captured = Captured(model, graphs, outputs, signature)
     captured.leaves, captured.follows_batch = sorted(task.leaves), task.follows_batch
     captured.add_views(task.views.modules)
+    captured.evaluated = [*task.evaluated, *(f"{CONTAINER}.{key}" for key in task.views.evaluated)]
+    _warn_of_modes([name for name in in_evaluation if name not in captured.evaluated])
     for name, value in constants.items():
         if isinstance(value, Tensor):
             captured.register_buffer(name, value, persistent=False)
@@ -86,6 +94,7 @@ class _Capture:
         self.model, self.signature, self.whole_attention = model, signature, whole_attention
         self.views = Views(model)
         self.leaves: set[str] = set()
+        self.evaluated: list[str] = []
         self.follows_batch = True
 
     def trace(self) -> tuple[dict[str, fx.Graph], dict[str, TreeSpec]]:
@@ -105,6 +114,8 @@ class _Capture:
         tracer = ModeTracer(self.signature, self.leaves, self.views, whole_attention=whole)
         tracer.follows_batch = self.follows_batch
         self.model.train(mode == "train")
+        if mode == "train":
+            self.evaluated = stay_in_evaluation(self.model)
         before = _attributes(self.model)
         try:
             graph = tracer.trace(self.model)
@@ -157,6 +168,24 @@ def _forget_proxies(before: dict[nn.Module, dict[str, Any]]) -> None:
                 module.__dict__[key] = known[key]
             else:
                 del module.__dict__[key]
+
+
+def _norms_in_evaluation(model: nn.Module) -> list[str]:
+    """Return the names of batch-norms in eval mode, if the model itself is in training."""
+    found = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not m.training]
+    return found if model.training else []
+
+
+def _warn_of_modes(norms: list[str]) -> None:
+    """Say that batch-norms which somebody else put into eval mode follow ``train()``, as always."""
+    if norms:
+        log.warning(
+            "%d batch-norms are in eval mode in a model that is in training, first '%s': as in any "
+            "PyTorch model, train() lets them follow batches again; to keep them fixed, override "
+            "train() in the model, or call eval() on them behind every train()",
+            len(norms),
+            norms[0],
+        )
 
 
 def _share_constants(graphs: dict[str, fx.Graph], constants: dict[str, Any]) -> dict[str, Any]:
