@@ -191,11 +191,14 @@ class DataModule(pl.LightningDataModule):
         """
         return [x for x, _ in self.labelled_batches(num)]
 
-    def labelled_batches(self, num: int, *, augmented: bool = False) -> list[Batch]:
+    def labelled_batches(
+        self, num: int, *, most: int | None = None, augmented: bool = False
+    ) -> list[Batch]:
         """Read training samples as ``calibration_batches`` does, with their labels.
 
         Args:
             num: Number of batches.
+            most: Most samples of a batch; ``None`` for those of a training step.
             augmented: Whether inputs are as the first epoch has them, with augmentation.
 
         Raises:
@@ -207,7 +210,7 @@ class DataModule(pl.LightningDataModule):
             )
         train = self._train_view() if augmented else self._train_view().plain()
         order = torch.randperm(len(train), generator=generator("calibration", self.seed)).tolist()
-        size = min(self.batch_size, len(train))
+        size = min(most or self.batch_size, self.batch_size, len(train))
         starts = range(0, min(num, len(train) // size) * size, size)
         batches = [train.__getitems__([(0, i) for i in order[s : s + size]]) for s in starts]
         return [(x.cpu(), y.cpu()) for x, y in batches]

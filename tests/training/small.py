@@ -44,9 +44,12 @@ class Data(pl.LightningDataModule):
     def calibration_batches(self, num: int) -> list[Tensor]:
         return list(self.x.split(8)[:num])
 
-    def labelled_batches(self, num: int, *, augmented: bool = False) -> list[tuple[Tensor, Tensor]]:
+    def labelled_batches(
+        self, num: int, *, most: int | None = None, augmented: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
         del augmented
-        return list(zip(self.x.split(8), self.y.split(8), strict=True))[:num]
+        size = most or 8
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))[:num]
 
 
 def make_task(

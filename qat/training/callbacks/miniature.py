@@ -16,6 +16,7 @@ from qat.batch_norm import batch_norms, freeze_batch_norm
 from qat.fake_quant import Phase, activation_quants, fake_quants, weight_quants
 from qat.layers import fold
 from qat.quantizers import Deployable
+from qat.training.callbacks.anneal import anneal, anneal_progress
 from qat.training.callbacks.calibrate import observe
 from qat.training.evaluate import first_output
 from qat.training.optim import parameter_groups, rate_factor
@@ -96,6 +97,7 @@ class Miniature:
     def _pass_milestones(self, model: nn.Module, step: int) -> None:
         """Do what the schedule has up to ``step``, and what is still to be done of it."""
         schedule, total = self.task.schedule, self.task.total_steps
+        anneal(model, anneal_progress(step, total, schedule))
         passed = {name for name in ORDER if schedule.step(name, total) <= step}
         weights, activations = weight_quants(model), activation_quants(model)
         for name, quants in (("calibrate", weights), ("activations", activations)):

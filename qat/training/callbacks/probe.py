@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qat.kinds import require, whole
 from qat.training.callbacks.milestone import Milestone
@@ -28,6 +29,11 @@ STEP_DOWN = 0.25
 MOST_RATES = 10
 ENOUGH = 0.9
 """Share of the best gain that a lower rate has to reach."""
+
+MOST_BYTES = 2**29
+"""Of all inputs that a probe reads: large images come in smaller batches."""
+LEAST_SAMPLES = 16
+"""Of a batch, even so."""
 
 
 def lower_rates(highest: float) -> list[float]:
@@ -73,15 +79,18 @@ def choose(tried: Mapping[float, float], untrained: float) -> float:
     return min(rate for rate, loss in tried.items() if untrained - loss >= ENOUGH * best)
 
 
-def _to(device: torch.device, batch: Batch) -> Batch:
-    return batch[0].to(device), batch[1].to(device)
+def _num_bytes(batch: Batch) -> int:
+    return sum(tensor.nbytes for tensor in tree_leaves(batch[0]))
+
+
+def _to(device: torch.device, batches: list[Batch]) -> list[Batch]:
+    return tree_map(lambda tensor: tensor.to(device), batches)
 
 
 class ProbeRate(Milestone):
     """Choose ``qat_lr`` where it says ``up to 0.02``, as the quantized part starts.
 
     Stand behind what calibrates: as a rule that acts in front of the same step.
-
     Rates are tried from the highest down, on training batches alone. What is chosen, and the loss
     of every rate that was tried, is part of the saved state, so that a resumed run takes the same.
 
@@ -120,20 +129,18 @@ class ProbeRate(Milestone):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Act in front of the first step of the quantized part."""
+        """Act in front of the first step of the quantized part, if no rate was given."""
         del batch, batch_idx
         assert isinstance(pl_module, QATTask)
         start = pl_module.schedule.start(pl_module.total_steps)
-        if not self.done and trainer.global_step >= start:
+        if pl_module.rates.is_probed and trainer.global_step >= start:
             self._act_once(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing: without a quantized step there is no rate."""
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
-        """Try rates, if none was given, and use the best."""
-        if not task.rates.is_probed:
-            return
+        """Try rates, and train at the best."""
         batches, judges = self._batches(trainer, task)
         small = Miniature(task, batches, judges, trainer.gradient_clip_val)
         with torch.random.fork_rng(), torch.autocast(task.device.type, enabled=False):
@@ -147,15 +154,21 @@ class ProbeRate(Milestone):
             shown = ", ".join(f"{rate:g} {loss:.4g}" for rate, loss in self.tried.items())
             log.info("loss without training %.4g, at each rate: %s", self.untrained, shown)
             log.info("training at %g; optimizer.rates.qat_lr=... sets another", self.chosen)
+            if min(self.tried.values()) >= self.untrained:
+                log.warning("no rate that was tried gains over calibration alone")
 
     def _batches(self, trainer: pl.Trainer, task: QATTask) -> tuple[list[Batch], list[Batch]]:
-        """Return batches to step on, and others that judge, unless there are too few."""
+        """Return batches to step on and others that judge, smaller ones where samples are large."""
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         steps = min(self.num_batches, task.total_steps - task.schedule.start(task.total_steps))
-        plain = data.labelled_batches(steps + self.num_judges)
-        judges = plain[-self.num_judges :]
-        seen = data.labelled_batches(max(1, min(steps, len(plain) - len(judges))), augmented=True)
-        return [_to(task.device, batch) for batch in seen], [_to(task.device, b) for b in judges]
+        count = steps + self.num_judges
+        (first,) = data.labelled_batches(1)
+        size = len(first[1])
+        most = min(size, max(LEAST_SAMPLES, MOST_BYTES * size // (_num_bytes(first) * count)))
+        judges = data.labelled_batches(count, most=most)
+        steps = max(1, min(steps, len(judges) - self.num_judges))
+        seen = data.labelled_batches(steps, most=most, augmented=True)
+        return _to(task.device, seen), _to(task.device, judges[-self.num_judges :])
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has acted, and the losses."""
