@@ -75,7 +75,7 @@ class Rates:
     @property
     def highest(self) -> float:
         """First rate of the quantized part, or the highest that may be chosen."""
-        return _ceiling(self.qat_lr) if isinstance(self.qat_lr, str) else self.qat_lr
+        return float(str(self.qat_lr).removeprefix(UP_TO))
 
 
 def _ceiling(value: object) -> float | None:

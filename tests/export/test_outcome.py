@@ -70,9 +70,10 @@ def test_remedies_name_the_keys():
 
 @pytest.mark.parametrize("write", [write_artifact, write_study])
 def test_report_json_and_markdown_warn(write, tmp_path):
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    head = nn.Linear(16, 4)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), head)
     with torch.no_grad():
-        model[2].bias[2] = 100.0  # one answer for all
+        head.bias[2] = 100.0  # one answer for all
     x, y = torch.randn(64, 6), torch.arange(64) % 4
     captured, plan = folded(model, make_scheme(8, 8), x)
     scores = {"float": Score(90.0, 1.5), "post_training": Score(80.0, 1.6)}

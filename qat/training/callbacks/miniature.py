@@ -114,7 +114,7 @@ class Miniature:
             fold(model)
 
     def _step(self, model: nn.Module, optimizer: Optimizer, batch: Batch) -> float:
-        def closure() -> Tensor:
+        def closure() -> Any:
             optimizer.zero_grad()
             loss = self.task.loss(first_output(model(batch[0])), *batch)
             loss.backward()
@@ -122,8 +122,7 @@ class Miniature:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             return loss
 
-        loss: Any = optimizer.step(closure)
-        return loss.item()
+        return optimizer.step(closure).item()
 
     @torch.no_grad()
     def _judge(self, model: nn.Module) -> float:
