@@ -122,7 +122,8 @@ class Miniature:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             return loss
 
-        return optimizer.step(closure).item()
+        loss: Any = optimizer.step(closure)
+        return loss.item()
 
     @torch.no_grad()
     def _judge(self, model: nn.Module) -> float:
