@@ -19,7 +19,7 @@ from qat.quantizers import Deployable
 from qat.training.callbacks.anneal import anneal, anneal_progress
 from qat.training.callbacks.calibrate import observe
 from qat.training.evaluate import first_output
-from qat.training.optim import parameter_groups, rate_factor
+from qat.training.optim import Rates, parameter_groups, rate_factor
 from qat.training.schedule import ORDER
 from qat.training.task import Batch, QATTask
 
@@ -44,21 +44,21 @@ class Miniature:
         self._inputs = [x for x, _ in batches]
 
     def untrained(self) -> float:
-        """Return the loss that the last stage has without a step."""
-        model = self._copy()
-        self._pass_milestones(model, self.task.total_steps)
-        return self._judge(model)
+        """Return the loss behind steps of size 0: batch-norms and observers follow, all the same."""
+        return self._train(self.task.rates, 0.0)
 
     def loss_of(self, rate: float) -> float:
         """Return the loss behind training at ``rate``; infinite where that diverges."""
+        return self._train(replace(self.task.rates, qat_lr=rate), 1.0)
+
+    def _train(self, rates: Rates, share: float) -> float:
         task, model = self.task, self._copy()
-        rates = replace(task.rates, qat_lr=rate)
         optimizer = task.make_optimizer(parameter_groups(model, rates))
         peaks, first = [group["lr"] for group in optimizer.param_groups], math.nan
         for index, batch in enumerate(self.batches):
             step = self._moment(2 * index / len(self.batches))
             self._pass_milestones(model, step)
-            factor = rate_factor(step, task.total_steps, task.schedule, rates)
+            factor = share * rate_factor(step, task.total_steps, task.schedule, rates)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             loss = self._step(model.train(), optimizer, batch)
