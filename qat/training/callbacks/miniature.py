@@ -44,7 +44,7 @@ class Miniature:
         self._inputs = [x for x, _ in batches]
 
     def untrained(self) -> float:
-        """Return the loss behind steps of size 0: batch-norms and observers follow, all the same."""
+        """Return the loss behind steps of size 0: batch-norms and observers follow as ever."""
         return self._train(self.task.rates, 0.0)
 
     def loss_of(self, rate: float) -> float:
