@@ -20,6 +20,7 @@ import torch
 import qat
 from qat.export.checksum import hash_file
 from qat.export.onnx import export_onnx
+from qat.export.outcome import Counts, Outcome, Rate
 from qat.export.packed import save_packed
 from qat.export.report import Report, layer_rows
 from qat.export.verify import Verification
@@ -36,15 +37,17 @@ KEPT = (ONNX, PACKED, "plan.json")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was measured before the quantized model was trained.
+    """What was found before the quantized model was trained.
 
     Attributes:
         scores: Of the models ``float`` and ``post_training``, those that were measured.
         size_bytes: Of the float model.
+        rate: What the quantized model was trained with, if it was trained.
     """
 
     scores: Mapping[str, Score]
     size_bytes: int
+    rate: Rate | None = None
 
 
 def write_artifact(
@@ -84,7 +87,8 @@ def write_artifact(
     with _timed(seconds, "verify"):
         proof = verify(captured, model, folder, evaluation)
     files = {"onnx": folder / ONNX, "safetensors": folder / PACKED}
-    report = _report({**baseline.scores, **proof.scores}, baseline, plan, facts, seconds)
+    scores = {**baseline.scores, **proof.scores}
+    report = _report(scores, proof.counts, baseline, plan, facts, seconds)
     report.verification, report.layers = proof.verification, layer_rows(model)
     report.size_bytes |= {kind: path.stat().st_size for kind, path in files.items()}
     kept = [name for name in KEPT if (folder / name).is_file()]
@@ -105,10 +109,12 @@ def write_study(
 ) -> Report:
     """Write a report of what a trained model predicts, and no files; arguments as above."""
     seconds = dict(seconds or {})
+    counts = Counts()
     with _timed(seconds, "evaluate"):
-        scores = {**baseline.scores, "fake_quant": evaluate(captured.cpu(), evaluation.batches)}
+        trained = evaluate(captured.cpu(), evaluation.batches, counts)
+    scores = {**baseline.scores, "fake_quant": trained}
     facts = {**description, "scheme": plan.scheme, "versions": versions()}
-    report = _report(scores, baseline, plan, facts, seconds)
+    report = _report(scores, counts, baseline, plan, facts, seconds)
     report.is_study = True
     report.save(folder)
     return report
@@ -116,14 +122,19 @@ def write_study(
 
 def _report(
     scores: Mapping[str, Score],
+    counts: Counts,
     baseline: Baseline,
     plan: Plan,
     facts: Mapping[str, Any],
     seconds: dict[str, float],
 ) -> Report:
+    accuracy = {kind: found.accuracy for kind, found in scores.items()}
+    rate = baseline.rate
     return Report(
         name=str(facts["name"]),
-        accuracy={kind: found.accuracy for kind, found in scores.items()},
+        accuracy=accuracy,
+        rate=rate,
+        warnings=Outcome(accuracy, counts, None if rate is None else rate.first).warnings(),
         perplexity={kind: found.perplexity for kind, found in scores.items()},
         verification=Verification({}, {}),
         size_bytes={"float": baseline.size_bytes},

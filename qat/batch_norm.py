@@ -37,6 +37,7 @@ class StagedBatchNorm(nn.Module):
 
     stage: Stage
     synchronised: bool
+    fixed: bool
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Normalise ``x``, shape ``(N, C, ...)``, as the stage says."""
@@ -145,19 +146,21 @@ def channel_affine(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     return x * gain.view(shape) + shift.view(shape)
 
 
-def stage_batch_norm(norm: nn.Module, *, synchronised: bool = False) -> None:
-    """Give batch-norm ``norm`` a stage, in place; it starts ``LIVE``.
+def stage_batch_norm(norm: nn.Module, *, synchronised: bool = False, fixed: bool = False) -> None:
+    """Give batch-norm ``norm`` a stage, in place.
 
     Args:
         norm: A batch-norm of any rank.
         synchronised: Whether its statistics are taken over the batches of all ranks.
+        fixed: Whether it never follows batches: it starts ``FROZEN`` instead of ``LIVE``.
     """
-    specialise(norm, StagedBatchNorm, stage=Stage.LIVE, synchronised=synchronised)
+    stage = Stage.FROZEN if fixed else Stage.LIVE
+    specialise(norm, StagedBatchNorm, stage=stage, synchronised=synchronised, fixed=fixed)
 
 
 def restore_batch_norm(norm: StagedBatchNorm) -> None:
     """Undo ``stage_batch_norm``, in place."""
-    generalise(norm, "stage", "synchronised")
+    generalise(norm, "stage", "synchronised", "fixed")
 
 
 def batch_norms(model: nn.Module) -> list[StagedBatchNorm]:

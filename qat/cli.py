@@ -146,12 +146,14 @@ def _job(cfg: DictConfig) -> float | None:
     shown = ", ".join(f"{kind} {value:.2f} %" for kind, value in report.accuracy.items())
     log = logging.getLogger("qat")
     log.info("accuracy: %s", shown)
+    for warning in report.warnings:
+        log.warning("warning: %s", warning)
     if report.is_study:
-        log.info("nothing was exported; report in %s", cfg.output_dir)
+        log.info("%s; report in %s", report.verdict, cfg.output_dir)
         return report.accuracy["fake_quant"]
     agreement = report.verification.agreement.items()
     log.info("agreement: %s", ", ".join(f"{kind} {share:.4%}" for kind, share in agreement))
-    log.info("passed; artifact and report in %s", cfg.output_dir)
+    log.info("%s; artifact and report in %s", report.verdict, cfg.output_dir)
     return report.accuracy["onnxruntime"]
 
 

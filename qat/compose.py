@@ -39,11 +39,20 @@ def register() -> None:
             store.store(group="model", name=name, node={"name": name})
     OmegaConf.register_new_resolver("qat_run_dir", _run_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("qat_name", _folder_name, replace=True)
+    OmegaConf.register_new_resolver("qat_rate", _rate, replace=True)
 
 
 def _folder_name(name: object) -> str:
     require("name", name, FOLDER_NAME)
     return str(name)
+
+
+def _rate(rate: float, ckpt: object) -> float | str:
+    """Return a default rate: what is given for models that a run trains itself is probed first.
+
+    A rate that suits them may be far too high for weights of any other origin.
+    """
+    return rate if ckpt is None else f"up to {rate:g}"
 
 
 def _run_dir(name: object, ckpt_path: Any) -> str:

@@ -25,7 +25,7 @@ class Phase(enum.IntEnum):
     QUANTIZE = 2
     """Snaps them to the grid; in training the scale still moves."""
     FROZEN = 3
-    """Snaps them to the grid; the scale stays."""
+    """Snaps them to the grid; what the quantizer learns gets no gradient and stays."""
 
 
 class FakeQuant(nn.Module):
@@ -45,6 +45,8 @@ class FakeQuant(nn.Module):
         self.phase = Phase.FLOAT
         self.calibrated = False
         self.own_bits = quantizer.spec.bits
+        self._stopped: list[str] = []
+        """Parameters of the quantizer that learn again when the phase is no longer ``FROZEN``."""
 
     @property
     def bits(self) -> int:
@@ -90,6 +92,8 @@ class FakeQuant(nn.Module):
                 self.quantizer.set_range(*self.observer.range())
         if self.training and self.phase in (Phase.OBSERVE, Phase.QUANTIZE):
             self.quantizer.follow(x)
+        if self.phase is Phase.FROZEN:
+            self._stop_learning()  # again, as a loop may have let all parameters of a model learn
         return self.quantizer(x) if self.active else x
 
     @property
@@ -112,7 +116,26 @@ class FakeQuant(nn.Module):
             )
         if phase is Phase.OBSERVE:
             self.observer.reset()
+        self._enter(phase)
+
+    def _enter(self, phase: Phase) -> None:
+        """Stop the quantizer's parameters in ``FROZEN``: optimizers skip what has no gradient.
+
+        Momentum and weight decay would move them even if their gradient were zero.
+        """
         self.phase = phase
+        if phase is Phase.FROZEN:
+            self._stop_learning()
+        else:
+            for name in self._stopped:
+                self.quantizer.get_parameter(name).requires_grad_(True)
+            self._stopped = []
+
+    def _stop_learning(self) -> None:
+        for name, parameter in self.quantizer.named_parameters():
+            if parameter.requires_grad:
+                self._stopped.append(name)
+                parameter.requires_grad_(False).grad = None
 
     def finish_calibration(self) -> None:
         """Copy the observed range into the quantizer.
@@ -142,7 +165,8 @@ class FakeQuant(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what ``get_extra_state`` gave."""
         phase, calibrated, *bits = state.tolist()  # checkpoints of older runs have no bits
-        self.phase, self.calibrated = Phase(phase), bool(calibrated)
+        self._enter(Phase(phase))
+        self.calibrated = bool(calibrated)
         wanted = (bits or [0])[0] or self.own_bits
         if wanted != self.bits:
             self.use_bits(wanted)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from qat.calls import Call
+from qat.export.outcome import Counts
 from qat.export.packed import first_packed_difference, holds_graph
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
@@ -62,10 +63,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Proof:
-    """How well every form of a model predicts, and how far they agree, by kind of model."""
+    """How well every form of a model predicts, how far they agree, and which classes occur."""
 
     scores: dict[str, Score]
     verification: Verification
+    counts: Counts
 
 
 def verify(
@@ -115,7 +117,9 @@ def verify(
     first = check.first_difference
     if first is not None:
         save_first_difference(folder / DIFFERENCE, compare, first.site, sources(model, first.site))
-    return Proof({kind: score(*found) for kind, found in logits.items()}, check)
+    counts = Counts()
+    counts.add(*logits["fake_quant"])
+    return Proof({kind: score(*found) for kind, found in logits.items()}, check, counts)
 
 
 def _packed_difference(model: fx.GraphModule, path: Path, sample: Call) -> str | None:

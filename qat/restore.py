@@ -17,12 +17,14 @@ from torch import Tensor
 
 from qat.assemble import Config, Setup, set_up
 from qat.errors import CalibrationError, CheckpointError, DataError, reason
+from qat.export.outcome import Rate
 from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
 from qat.models.checkpoint import read_pickle
 from qat.stored_config import check_stored, without_downloads
 from qat.training.callbacks.anneal import anneal
+from qat.training.callbacks.probe import choose
 from qat.training.evaluate import Score
 from qat.training.phases import is_quantized, phase_of
 
@@ -64,6 +66,19 @@ class Checkpoint:
         """Seconds that each phase took, as far as the run had come."""
         saved = self.callbacks.get("Clock", {}).get("seconds", {})
         return {str(phase): float(value) for phase, value in saved.items()}
+
+    @property
+    def rate(self) -> Rate | None:
+        """What the quantized model was trained with, if it was trained, and that is known."""
+        saved = self.callbacks.get("ProbeRate", {})
+        tried = {float(rate): float(loss) for rate, loss in saved.get("tried", {}).items()}
+        given = self.config.get("optimizer", {}).get("rates", {}).get("qat_lr")
+        if not self.config["schedule"].get("epochs"):
+            return None
+        if tried:
+            untrained = float(saved["untrained"])
+            return Rate(choose(tried, untrained), tried, untrained)
+        return Rate(float(given)) if isinstance(given, int | float) else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -126,7 +141,7 @@ def _check_form(checkpoint: Checkpoint) -> None:
             raise _damaged(path, key, config[key])
     if not isinstance(checkpoint.callbacks, dict):
         raise _damaged(path, "callbacks", checkpoint.callbacks)
-    for part in ("float_accuracy", "scores", "seconds"):
+    for part in ("float_accuracy", "scores", "seconds", "rate"):
         try:
             getattr(checkpoint, part)
         except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:

@@ -23,6 +23,7 @@ from qat.batch_norm import batch_norms
 from qat.compose import plain
 from qat.data import DataModule
 from qat.errors import CheckpointError, ConfigError, QatError, reason
+from qat.export.outcome import Rate
 from qat.export.report import Report
 from qat.files import write_text
 from qat.graph.lint import check, summary
@@ -32,7 +33,7 @@ from qat.graph.targets import find_target
 from qat.resume import find_start
 from qat.run_folder import CONFIG, LAST, PLAN, is_finished, occupied, unwritable
 from qat.trainer import make_task, make_trainer
-from qat.training.callbacks import Calibrate, Clock
+from qat.training.callbacks import Calibrate, Clock, ProbeRate
 from qat.training.checkpoint_io import CheckOptimizers, WholeCheckpoints
 from qat.training.ending import Ending
 from qat.training.heap import apply_keep_memory
@@ -183,7 +184,7 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
         setup.plan,
         folder,
         make_evaluation(setup.data, config),
-        Baseline(calibrate.scores if calibrate else {}, setup.float_bytes),
+        Baseline(calibrate.scores if calibrate else {}, setup.float_bytes, _rate(trainer, setup)),
         description=describe(setup.data, config),
         seconds=clock.seconds if clock else None,
     )
@@ -196,6 +197,17 @@ def _finish(trainer: pl.Trainer, setup: Setup, config: Config, folder: Path) -> 
             logger.log_metrics(metrics, trainer.global_step)
         logger.finalize("success")
     return report
+
+
+def _rate(trainer: pl.Trainer, setup: Setup) -> Rate | None:
+    """Return what the quantized part was trained with, and what a probe found, if one did."""
+    task: Any = trainer.lightning_module
+    if setup.schedule.epochs == 0:
+        return None
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, ProbeRate) and callback.chosen is not None:
+            return Rate(callback.chosen, callback.tried, callback.untrained)
+    return Rate(task.rates.highest)
 
 
 def write_plan(plan: Plan, config: Config, folder: Path) -> None:

@@ -92,13 +92,15 @@ def export(arguments: argparse.Namespace) -> int:
         setup.plan,
         folder,
         make_evaluation(setup.data, config),
-        Baseline(checkpoint.scores, setup.float_bytes),
+        Baseline(checkpoint.scores, setup.float_bytes, checkpoint.rate),
         description=describe(setup.data, config),
         seconds=checkpoint.seconds,
     )
     report.verification.check()
     show("accuracy: " + ", ".join(f"{kind} {v:.2f} %" for kind, v in report.accuracy.items()))
-    show(f"passed; artifact and report in {folder}")
+    for warning in report.warnings:
+        show(f"warning: {warning}")
+    show(f"{report.verdict}; artifact and report in {folder}")
     return 0
 
 

@@ -37,7 +37,7 @@ else
   if [[ " $* " != *" ckpt="* ]]; then
     float=$(ls -d runs/cifar_resnet20_float/*/checkpoints/last.ckpt 2>/dev/null | tail -1)
     [ -n "$float" ] || { echo "expected a float checkpoint: run $0 float SECONDS first, or give ckpt=PATH" >&2; exit 1; }
-    fixed+=("ckpt='$float'")
+    fixed+=("ckpt='$float'" optimizer.rates.qat_lr=0.02) # the recipe's, which suits its own float model
   fi
 fi
 

@@ -69,6 +69,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from qat.assemble import make_evaluation
     from qat.compose import compose_data
     from qat.errors import CheckpointError
+    from qat.export.outcome import Outcome
     from qat.export.report import chip_line, model_table
     from qat.gate import verify as compare
     from qat.graph.convert import convert
@@ -97,7 +98,12 @@ def verify(arguments: argparse.Namespace) -> int:
     show(f"{len(check.sites)} sites, {differing} of which differ. {chip_line(check)}")
     check.check()
     check_files(folder)
-    show("passed")
+    known = {kind: found.accuracy for kind, found in checkpoint.scores.items()}
+    rate = None if checkpoint.rate is None else checkpoint.rate.first
+    warnings = Outcome({**known, **accuracy}, proof.counts, rate).warnings()
+    for warning in warnings:
+        show(f"warning: {warning}")
+    show("passed, with warnings" if warnings else "passed")
     return 0
 
 

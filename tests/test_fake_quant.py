@@ -1,6 +1,7 @@
 """Fake-quants: what each phase does to tensors, ranges and saved state."""
 
 import io
+from functools import partial
 from itertools import product
 
 import pytest
@@ -182,17 +183,55 @@ def test_unknown_part_is_an_error(parts, message):
 
 
 def test_learned_scale_gets_a_gradient_exactly_while_it_quantizes():
-    for phase in Phase:
-        fake_quant = calibrated(quantizer="lsq")
+    fake_quant = calibrated(quantizer="lsq")
+    (scale,) = fake_quant.quantizer.parameters()
+    for phase in (*Phase, *Phase):  # FROZEN and back
         fake_quant.set_phase(phase)
+        scale.grad = None
         x = torch.randn(4, 10, requires_grad=True)
-        fake_quant(x).square().sum().backward()
-        (scale,) = fake_quant.quantizer.parameters()
-        if phase >= Phase.QUANTIZE:
-            assert scale.grad is not None
-            assert scale.grad != 0
-        else:
-            assert scale.grad is None
+        (fake_quant(x).square().sum() + x.sum()).backward()
+        assert (scale.grad is not None) is (phase is Phase.QUANTIZE)
+        assert scale.requires_grad is (phase is not Phase.FROZEN)
+
+
+LEARNED = [name for name in QUANTIZERS if [*make(name).quantizer.parameters()]]
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adamw": partial(torch.optim.AdamW, lr=0.1, foreach=True),
+    "fused": partial(torch.optim.Adam, lr=0.1, weight_decay=0.1, fused=True),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.1, momentum=0.9, foreach=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("quantizer", LEARNED)
+def test_frozen_stays_in_any_loop_with_any_optimizer(quantizer, optimizer):
+    fake_quant = calibrated(quantizer=quantizer)
+    x = nn.Parameter(torch.linspace(-1, 2, 40).view(4, 10))
+    steps = OPTIMIZERS[optimizer]([x, *fake_quant.quantizer.parameters()])
+
+    def moved(keep_gradients=False):
+        before = {k: v.clone() for k, v in fake_quant.quantizer.state_dict().items()}
+        for _ in range(2):
+            steps.zero_grad(set_to_none=not keep_gradients)
+            (fake_quant(x).square().sum() + x.sum()).backward()
+            steps.step()
+        state = fake_quant.quantizer.state_dict()
+        return {k for k, v in before.items() if not torch.equal(v, state[k])}
+
+    fake_quant.set_phase(Phase.QUANTIZE)
+    learned = moved()  # momentum from here on
+    assert learned
+    start = x.detach().clone()
+    fake_quant.set_phase(Phase.FROZEN)
+    assert not moved(keep_gradients=True)
+    fake_quant.requires_grad_(True)  # a loop that lets all layers of a model learn
+    assert not moved()
+    assert not torch.equal(x, start)
+    fake_quant.load_state_dict(fake_quant.state_dict())
+    assert not moved()
+    fake_quant.set_phase(Phase.QUANTIZE)
+    assert moved() == learned
 
 
 def test_finders_list_each_once_in_order():

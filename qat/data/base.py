@@ -14,7 +14,7 @@ from qat.data.arguments import check_device, check_number, check_whole
 from qat.data.loaded import Loaded, check_usable
 from qat.data.loader import ResumableLoader, SourceLoader
 from qat.data.sampler import EpochBatchSampler
-from qat.data.source import Source, View, generator
+from qat.data.source import Batch, Source, View, generator
 from qat.data.tensors import TensorSource
 from qat.errors import ConfigError
 
@@ -190,13 +190,28 @@ class DataModule(pl.LightningDataModule):
         Raises:
             ConfigError: If ``num`` is below 1.
         """
+        return [x for x, _ in self.labelled_batches(num)]
+
+    def labelled_batches(
+        self, num: int, *, most: int | None = None, augmented: bool = False
+    ) -> list[Batch]:
+        """Read training samples as ``calibration_batches`` does, with their labels.
+
+        Args:
+            num: Number of batches.
+            most: Most samples of a batch; ``None`` for those of a training step.
+            augmented: Whether inputs are as the first epoch has them, with augmentation.
+
+        Raises:
+            ConfigError: If ``num`` is below 1.
+        """
         if num < 1:
             raise ConfigError(
                 f"expected at least 1 calibration batch, got {num}; raise the number."
             )
-        train = self._train_view().plain()
+        train = self._train_view() if augmented else self._train_view().plain()
         order = torch.randperm(len(train), generator=generator("calibration", self.seed)).tolist()
-        size = min(self.batch_size, len(train))
+        size = min(most or self.batch_size, self.batch_size, len(train))
         starts = range(0, min(num, len(train) // size) * size, size)
         batches = [train.__getitems__([(0, i) for i in order[s : s + size]]) for s in starts]
-        return [on_device(x, "cpu") for x, _ in batches]
+        return [(on_device(x, "cpu"), y.cpu()) for x, y in batches]

@@ -3,7 +3,7 @@
 Stable keys: ``accuracy.float``, ``.post_training``, ``.fake_quant``, ``.converted``,
 ``.onnxruntime`` (percent); ``perplexity`` of the same;
 ``agreement.onnxruntime`` (share); ``size_bytes.float``, ``.onnx``, ``.safetensors``;
-``seconds.<phase>``; ``passed``. More keys may be added; these stay.
+``seconds.<phase>``; ``passed``; ``warnings``. More keys may be added; these stay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qat.export.outcome import Rate, ResultWarning
 from qat.export.verify import Verification
 from qat.files import write_text
 from qat.integer_layers import IntegerLayer
@@ -60,6 +61,8 @@ class Report:
         details: More facts: scheme, seed, versions, samples.
         sha256: Checksum of each file of the run that is exchanged, by name.
         is_study: Nothing was exported, so nothing was compared.
+        warnings: Why the result may be worth nothing, though the file is what was trained.
+        rate: What the quantized model was trained with, if it was trained.
     """
 
     name: str
@@ -73,12 +76,16 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     is_study: bool = False
+    warnings: list[ResultWarning] = field(default_factory=list)
+    rate: Rate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return {
             "name": self.name,
             **({"passed": None} if self.is_study else self.verification.to_dict()),
+            "warnings": [warning._asdict() for warning in self.warnings],
+            "learning_rate": None if self.rate is None else self.rate.to_dict(),
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
             "size_bytes": self.size_bytes,
@@ -94,7 +101,8 @@ class Report:
         check = self.verification
         return "\n\n".join(
             [
-                f"# {self.name}: {self._verdict}",
+                f"# {self.name}: {self.verdict}",
+                *(f"**Warning:** {warning}" for warning in self.warnings),
                 f"{self._proof} Multiply-accumulates left in float: {self.float_share:.2%}.",
                 model_table(self.accuracy, self.perplexity, check),
                 "" if self.is_study else chip_line(check),
@@ -116,10 +124,12 @@ class Report:
         )
 
     @property
-    def _verdict(self) -> str:
-        if self.is_study:
-            return "a study, nothing was exported"
-        return "passed" if self.verification.passed else "FAILED"
+    def verdict(self) -> str:
+        """What people read first: the file is the trained model or not, and what it is worth."""
+        if not self.is_study and not self.verification.passed:
+            return "FAILED"
+        proof = "a study, nothing was exported" if self.is_study else "passed"
+        return f"{proof}, with warnings" if self.warnings else proof
 
     @property
     def _proof(self) -> str:

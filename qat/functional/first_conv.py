@@ -70,7 +70,7 @@ class _FirstConv(torch.autograd.Function):
 
 def suits(x: Tensor, grid: Grid) -> bool:
     """Return whether ``first_conv`` takes images ``x`` on a grid, and that is a gain."""
-    learns = grid.learned is not None and grid.learned.requires_grad and grid.scale.numel() == 1
+    learns = grid.learned is not None and grid.scale.numel() == 1
     plain = x.ndim == 4 and x.dtype == torch.float32 and not x.requires_grad
     return learns and plain and is_worth_it(x) and not torch.is_autocast_enabled(x.device.type)
 

@@ -56,6 +56,8 @@ class Captured(nn.Module):
         self.example = example
         self.leaves: list[str] = []
         """Names of modules that could not be traced and run as they are."""
+        self.evaluated: list[str] = []
+        """Names of modules that the model keeps in eval mode while it trains."""
         self.follows_batch = True
         """Whether any number of samples runs, and not only the example's."""
         self.converted: frozenset[torch.dtype] = frozenset()
@@ -66,6 +68,13 @@ class Captured(nn.Module):
     def mode(self) -> str:
         """``"train"`` or ``"eval"``."""
         return "train" if self.training else "eval"
+
+    def train(self, mode: bool = True) -> Captured:
+        """Set the mode, but of modules that the model keeps in eval mode."""
+        super().train(mode)
+        for name in self.evaluated:
+            self.get_submodule(name).training = False
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph of the current mode; arguments and results are the original model's.

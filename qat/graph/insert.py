@@ -44,7 +44,8 @@ def insert(captured: Captured, plan: Plan) -> None:
             if node.name in placed:
                 _insert_behind(node, placed[node.name])
     for name in plan.batch_norms:
-        stage_batch_norm(captured.get_submodule(name))
+        fixed = name in captured.evaluated
+        stage_batch_norm(captured.get_submodule(name), fixed=fixed)
     for site in plan.weights.values():
         _quantize_weight(captured, container, site)
     captured.recompile()

@@ -8,15 +8,18 @@ and buffers of the model it was given: names, their order and checkpoints stay a
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.captured import MODES, Captured
+from qat.graph.fixed_norms import stay_in_evaluation
 from qat.graph.lines import line_of_error
 from qat.graph.tracer import ModeTracer
 from qat.graph.values import is_plain
@@ -25,6 +28,7 @@ from qat.outputs import Outputs
 from qat.signature import Signature
 from qat.trees import leaves, name_of
 
+log = logging.getLogger("qat")
 _RESERVED = {
     *(
         "activations",
@@ -34,6 +38,7 @@ _RESERVED = {
         "signature",
         "example",
         "leaves",
+        "evaluated",
         "follows_batch",
         "converted",
         "source",
@@ -57,6 +62,7 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
         GraphError: If the model does not run, or its own forward cannot be traced, naming the line.
     """
     _check_names(model)
+    in_evaluation = _norms_in_evaluation(model)
     call = Call.of(example)
     _check_outputs(_check_runs(model, call))
     was_training, known = model.training, set(model.__dict__)
@@ -74,6 +80,8 @@ def capture(model: nn.Module, example: Any, *, whole_attention: bool = False) ->
     captured = Captured(model, graphs, outputs, signature, call)
     captured.leaves, captured.follows_batch = sorted(task.leaves), task.follows_batch
     captured.add_views(task.views.modules)
+    captured.evaluated = [*task.evaluated, *(f"{CONTAINER}.{key}" for key in task.views.evaluated)]
+    _warn_of_modes([name for name in in_evaluation if name not in captured.evaluated])
     for name, value in constants.items():
         if isinstance(value, Tensor):
             captured.register_buffer(name, value, persistent=False)
@@ -93,6 +101,7 @@ class _Capture:
         """What else may be the number of samples in the example."""
         self.views = Views(model)
         self.leaves: set[str] = set()
+        self.evaluated: list[str] = []
         self.follows_batch = True
 
     def trace(self) -> tuple[dict[str, fx.Graph], dict[str, Outputs]]:
@@ -113,6 +122,8 @@ class _Capture:
         tracer = ModeTracer(*called, self.leaves, self.views, whole_attention=whole)
         tracer.follows_batch = self.follows_batch
         self.model.train(mode == "train")
+        if mode == "train":
+            self.evaluated = stay_in_evaluation(self.model)
         before = _attributes(self.model)
         try:
             graph = tracer.trace(self.model)
@@ -168,6 +179,24 @@ def _forget_proxies(before: dict[nn.Module, dict[str, Any]]) -> None:
                 module.__dict__[key] = known[key]
             else:
                 del module.__dict__[key]
+
+
+def _norms_in_evaluation(model: nn.Module) -> list[str]:
+    """Return the names of batch-norms in eval mode, if the model itself is in training."""
+    found = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not m.training]
+    return found if model.training else []
+
+
+def _warn_of_modes(norms: list[str]) -> None:
+    """Say that batch-norms which somebody else put into eval mode follow ``train()``, as always."""
+    if norms:
+        log.warning(
+            "%d batch-norms are in eval mode in a model that is in training, first '%s': as in any "
+            "PyTorch model, train() lets them follow batches again; to keep them fixed, override "
+            "train() in the model, or call eval() on them behind every train()",
+            len(norms),
+            norms[0],
+        )
 
 
 def _share_constants(graphs: dict[str, fx.Graph], constants: dict[str, Any]) -> dict[str, Any]:

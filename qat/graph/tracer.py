@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from qat.calls import Call
 from qat.graph import attention
 from qat.graph.einsum import contract, find_indices
+from qat.graph.fixed_norms import frozen_forwards
 from qat.graph.lines import current_line, current_lines
 from qat.graph.proxy import FACTORIES, ValueDecisionError, ValueProxy, factory
 from qat.graph.values import Values, is_plain
@@ -70,6 +71,7 @@ class ModeTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Return the graph of ``root`` in its present mode; nothing of it is changed."""
         del concrete_args
+        self.frozen = frozen_forwards(root)
         self.values = Values(root, lambda name: self.views.find(name) or root.get_submodule(name))
         with _patched_factories(self), patch.dict(_wrapped_fns_to_patch, clear=True):
             return super().trace(root)
@@ -115,6 +117,7 @@ class ModeTracer(fx.Tracer):
         path = self.path_of_module(m)
         self.current.append(path)
         run = partial(attention.multi_head, m) if self._takes_apart(m, path) else forward
+        run = run if path in self.leaves else self.frozen.get(m, run)
         result = super().call_module(m, run, args, kwargs)
         self.current.pop()
         return result

@@ -36,6 +36,7 @@ class Call:
         tensors: Attribute to the proxy of a parameter or buffer of the model, or ``None``.
         options: Plain attributes of the view.
         addend: A bias that is computed, to add afterwards.
+        evaluates: The layer is in eval mode, whatever the model's mode is.
     """
 
     kind: type[nn.Module]
@@ -43,6 +44,7 @@ class Call:
     tensors: dict[str, Any]
     options: dict[str, Any]
     addend: Any = None
+    evaluates: bool = False
 
 
 def _all_stored(*values: Any) -> bool:
@@ -170,8 +172,8 @@ def _batch_norm(
     kinds = {2: BatchNorm1dView, 3: BatchNorm1dView, 4: BatchNorm2dView, 5: BatchNorm3dView}
     shape = getattr(input, "fakes", (None,))[0]
     kind = None if shape is None else kinds.get(shape.ndim)
-    follows_mode = bool(training) is tracer.root.training
-    if kind is None or not follows_mode or running_mean is None:
+    evaluates = not training
+    if kind is None or (training and not tracer.root.training) or running_mean is None:
         return None
     if not _all_stored(running_mean, running_var, weight, bias):
         return None
@@ -180,7 +182,7 @@ def _batch_norm(
     options = {"momentum": momentum, "eps": eps, "affine": weight is not None}
     options |= {"num_features": running_mean.fakes[0].numel(), "track_running_stats": True}
     options["num_batches_tracked"] = None  # the model counts by itself
-    return Call(kind, input, tensors, options)
+    return Call(kind, input, tensors, options, evaluates=evaluates)
 
 
 BUILDERS: dict[Any, Callable[..., Call | None]] = {

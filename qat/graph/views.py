@@ -26,6 +26,8 @@ class Views:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = {}
+        self.evaluated: set[str] = set()
+        """Keys of those that are in eval mode while the model trains."""
         self.known: dict[Any, str] = {}
 
     def find(self, name: str) -> nn.Module | None:
@@ -47,6 +49,8 @@ class Views:
         if call is None:
             return None
         view = self._find_or_build(call)
+        if call.evaluates and tracer.root.training:
+            self.evaluated.add(view)
         y = tracer.create_proxy("call_module", f"{CONTAINER}.{view}", (call.input,), {})
         return y if call.addend is None else y + call.addend
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.calls import on_batch, on_device
+from qat.export.outcome import Counts
 from qat.graph.captured import Captured
 from qat.held import hold
 from qat.outputs import find_prediction
@@ -105,12 +106,13 @@ def score(logits: Tensor, labels: Tensor) -> Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches) -> Score:
+def evaluate(model: nn.Module, loader: Batches, counts: Counts | None = None) -> Score:
     """Return accuracy and perplexity of ``model`` in eval mode, over all processes.
 
     Args:
         model: The model; its mode comes back.
         loader: Batches of inputs and labels, sharded over the processes if there are several.
+        counts: Counts labels and predictions, of this process, if it is given.
     """
     was_training = model.training
     model.eval()
@@ -118,7 +120,10 @@ def evaluate(model: nn.Module, loader: Batches) -> Score:
     run, sums = inference(model), torch.zeros(3, dtype=torch.float64, device=device)
     with hold(model):
         for x, y in loader:
-            sums += _sums(logits_of(run, on_device(x, device)), y.to(device).flatten())
+            logits = logits_of(run, on_device(x, device))
+            sums += _sums(logits, y.to(device).flatten())
+            if counts is not None:
+                counts.add(logits, y.flatten())
     model.train(was_training)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)

@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from qat.fake_quant import decayed_scale_parameters, scale_parameters
-from qat.kinds import FLAG, FRACTION, NULL, number, require_all, table, whole
+from qat.kinds import FLAG, FRACTION, NULL, Kind, number, require_all, table, whole
 from qat.layers import quantized_layers
 from qat.training.schedule import Schedule
 
+UP_TO = "up to "
+"""What a rate begins with that is chosen by a probe: ``up to 0.02``."""
 KINDS = {
     "lr": number(above=0),
-    "qat_lr": number(above=0),
+    "qat_lr": number(above=0) | Kind("'up to 0.02'", lambda value: _ceiling(value) is not None),
     "scale_lr_ratio": number(0),
     "weight_decay": number(0),
     "warmup": FRACTION,
@@ -35,7 +37,8 @@ class Rates:
 
     Args:
         lr: Peak rate of the float part.
-        qat_lr: First rate of the quantized part.
+        qat_lr: First rate of the quantized part; or ``"up to 0.02"``, for the best of that rate and
+            smaller ones, which a probe of a few steps finds.
         scale_lr_ratio: Rate of learned scales, relative to that of the weights.
         weight_decay: Decay of weights; biases, batch-norms and scales have none.
         warmup: Share of the float part over which the rate rises from 0.
@@ -52,7 +55,7 @@ class Rates:
     """
 
     lr: float = 0.1
-    qat_lr: float = 0.01
+    qat_lr: float | str = 0.01
     scale_lr_ratio: float = 1.0
     weight_decay: float = 1e-4
     warmup: float = 0.1
@@ -63,6 +66,27 @@ class Rates:
 
     def __post_init__(self) -> None:
         require_all("optimizer.rates.", vars(self), KINDS)
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether the rate of the quantized part is yet to be chosen."""
+        return isinstance(self.qat_lr, str)
+
+    @property
+    def highest(self) -> float:
+        """First rate of the quantized part, or the highest that may be chosen."""
+        return float(str(self.qat_lr).removeprefix(UP_TO))
+
+
+def _ceiling(value: object) -> float | None:
+    """Return the number of a rate such as ``up to 0.02``, if it is one."""
+    if not isinstance(value, str) or not value.startswith(UP_TO):
+        return None
+    try:
+        rate = float(value.removeprefix(UP_TO))
+    except ValueError:
+        return None
+    return rate if 0 < rate < math.inf else None
 
 
 def parameter_groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
@@ -140,7 +164,7 @@ def rate_factor(step: int, total_steps: int, schedule: Schedule, rates: Rates) -
         total_steps = min(s for s in starts if s > start)
     progress = (step - start) / max(1, total_steps - start)
     span = rates.end_ratio + (1 - rates.end_ratio) * _cosine(progress)
-    return rates.qat_lr / rates.lr * span
+    return rates.highest / rates.lr * span
 
 
 def _cosine(progress: float) -> float:
@@ -150,7 +174,7 @@ def _cosine(progress: float) -> float:
 def make_optimizer(
     model: nn.Module,
     factory: Callable[[Iterable[dict[str, Any]]], Optimizer],
-    rates: Rates,
+    rates: Callable[[], Rates],
     schedule: Schedule,
     total_steps: int,
 ) -> tuple[Optimizer, LambdaLR]:
@@ -159,11 +183,11 @@ def make_optimizer(
     Args:
         model: A prepared model.
         factory: Makes the optimizer from parameter groups.
-        rates: Learning rates and decay.
+        rates: Returns learning rates and decay as they are now: a probe may lower them later.
         schedule: The run's milestones.
         total_steps: Optimizer steps of the whole run.
     """
-    optimizer = factory(parameter_groups(model, rates))
+    optimizer = factory(parameter_groups(model, rates()))
     return optimizer, LambdaLR(
-        optimizer, lambda step: rate_factor(step, total_steps, schedule, rates)
+        optimizer, lambda step: rate_factor(step, total_steps, schedule, rates())
     )

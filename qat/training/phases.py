@@ -18,7 +18,8 @@ def phase_of(model: nn.Module) -> str:
     if any(layer.folded for _, layer in quantized_layers(model)):
         return "fold"
     phases = {f.phase for f in fake_quants(model)}
-    if phases and any(norm.stage is Stage.FROZEN for norm in batch_norms(model)):
+    norms = [norm for norm in batch_norms(model) if not norm.fixed]
+    if phases and any(norm.stage is Stage.FROZEN for norm in norms):
         return "freeze_batch_norm"
     if Phase.FROZEN in phases:
         return "freeze_observers"

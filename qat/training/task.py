@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,7 +23,7 @@ from qat.graph.plan import Plan
 from qat.held import hold
 from qat.training.distill import Teacher
 from qat.training.evaluate import inference, logits_of
-from qat.training.optim import Rates, make_optimizer
+from qat.training.optim import Rates, make_optimizer, rate_factor
 from qat.training.phases import is_quantized
 from qat.training.sam import SAM
 from qat.training.schedule import Schedule
@@ -83,16 +84,30 @@ class QATTask(pl.LightningModule):
         """Return the loss of one batch, shape ``()``."""
         del batch_idx
         x, y = batch
-        logits = logits_of(self.compute, x, self.model)
-        loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
-        if self.teacher is not None:
-            loss = self.teacher.mix(loss, logits, x)
+        loss = self.loss(logits_of(self.compute, x, self.model), x, y)
         for penalty in self.penalties.values():
             loss = loss + penalty()
         self.log("train/loss", loss, prog_bar=True)
-        if self.trainer.world_size > 1:  # scales are unused in some phases; reducers want them all
-            loss = loss + 0.0 * sum(p.sum() for p in scale_parameters(self.model))
-        return loss
+        return loss + _touch(scale_parameters(self.model)) if self.trainer.world_size > 1 else loss
+
+    def loss(self, logits: Tensor, x: Any, y: Tensor) -> Tensor:
+        """Return what labels and the teacher, if there is one, say of a batch, shape ``()``.
+
+        Args:
+            logits: ``(N, K)``.
+            x: Inputs of the batch.
+            y: Labels, ``N`` in all.
+        """
+        loss = F.cross_entropy(logits, y.flatten(), label_smoothing=self.label_smoothing)
+        return loss if self.teacher is None else self.teacher.mix(loss, logits, x)
+
+    def use_rate(self, qat_lr: float) -> None:
+        """Train the quantized part at another rate, from the step on that comes next."""
+        self.rates = replace(self.rates, qat_lr=qat_lr)
+        step, schedule = self.trainer.global_step, self.schedule
+        for group in (g for o in self.trainer.optimizers for g in o.param_groups):
+            factor = rate_factor(step, self.total_steps, schedule, self.rates)
+            group["lr"] = group["initial_lr"] * factor
 
     def on_validation_epoch_start(self) -> None:
         """Let weights be made once for all batches."""
@@ -138,7 +153,7 @@ class QATTask(pl.LightningModule):
         self.total_steps = count_steps(self.trainer)
         self.schedule.check_length(self.total_steps)
         optimizer, scheduler = make_optimizer(
-            self.model, self.make_optimizer, self.rates, self.schedule, self.total_steps
+            self.model, self.make_optimizer, lambda: self.rates, self.schedule, self.total_steps
         )
         if isinstance(optimizer, SAM) and self.trainer.accumulate_grad_batches > 1:
             raise ConfigError(
@@ -147,6 +162,18 @@ class QATTask(pl.LightningModule):
                 "gradients; raise data.batch_size instead."
             )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def _touch(parameters: list[nn.Parameter]) -> Tensor | float:
+    """Return 0 with every parameter in its graph: the reducers of several processes wait for all.
+
+    Scales are not in use in all phases, and without a gradient where they are frozen.
+    """
+    learning = [p.requires_grad for p in parameters]
+    total = 0.0 * sum(p.requires_grad_(True).sum() for p in parameters)
+    for parameter, flag in zip(parameters, learning, strict=True):
+        parameter.requires_grad_(flag)
+    return total
 
 
 def count_steps(trainer: pl.Trainer) -> int:

@@ -72,7 +72,7 @@ def test_what_is_no_gain_is_left_to_the_parts():
         assert suits(x, grid)
         assert not suits(x.clone().requires_grad_(), grid)
         assert not suits(x, grid._replace(learned=None))
-        assert not suits(x, grid._replace(learned=torch.tensor(0.1)))
+        assert suits(x, grid._replace(learned=torch.tensor(0.1)))  # frozen: sums in the same order
         assert not suits(x.bfloat16(), grid)
         assert not suits(x[0], grid)
         with torch.autocast("cpu", torch.bfloat16):

@@ -44,6 +44,13 @@ class Data(pl.LightningDataModule):
     def calibration_batches(self, num: int) -> list[Tensor]:
         return list(self.x.split(8)[:num])
 
+    def labelled_batches(
+        self, num: int, *, most: int | None = None, augmented: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        del augmented
+        size = most or 8
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))[:num]
+
 
 def make_task(
     bits: int = 4,

@@ -164,7 +164,7 @@ def test_very_short_runs(total):
 def test_optimizer_follows_the_schedule(captured):
     factory = partial(torch.optim.SGD, lr=123.0, momentum=0.9)
     rates = Rates(lr=0.4, qat_lr=0.02, scale_lr_ratio=0.1)
-    optimizer, scheduler = make_optimizer(captured, factory, rates, SCHEDULE, 1000)
+    optimizer, scheduler = make_optimizer(captured, factory, lambda: rates, SCHEDULE, 1000)
     rate_of = {g["name"]: g for g in optimizer.param_groups}
     for step in range(500):
         expected = rate_factor(step, 1000, SCHEDULE, rates) * 0.4
@@ -181,6 +181,11 @@ def test_optimizer_follows_the_schedule(captured):
         {"qat_lr": -1.0},
         {"scale_lr_ratio": -0.1},
         {"lr": "fast"},
+        {"lr": "up to 0.1"},
+        {"qat_lr": "upto 0.1"},
+        {"qat_lr": "up to -0.1"},
+        {"qat_lr": "up to nan"},
+        {"qat_lr": "up to here"},
         {"qat_lr": math.nan},
         {"warmup": 2.0},
         {"restart": 1},

@@ -11,6 +11,7 @@ from qat.training.callbacks.guard import SeedSteps, StopOnNonFinite
 from qat.training.callbacks.lower_bits import LowerBits
 from qat.training.callbacks.monitor import Monitor
 from qat.training.callbacks.oscillations import Dampen, FreezeOscillations, TrackOscillations
+from qat.training.callbacks.probe import ProbeRate
 from qat.training.callbacks.prune import Prune
 from qat.training.callbacks.reestimate import ReestimateBatchNorm
 from qat.training.callbacks.size_penalty import SizePenalty
@@ -31,6 +32,7 @@ __all__ = [
     "LowerBits",
     "Monitor",
     "PhaseProgressBar",
+    "ProbeRate",
     "Prune",
     "QuantizedCheckpoint",
     "QuantizedEarlyStopping",
