@@ -20,7 +20,7 @@ from qat.errors import CalibrationError, CheckpointError, DataError, reason
 from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
-from qat.models.checkpoint import read_pickle
+from qat.models.pickles import read_pickle
 from qat.stored_config import check_stored, without_downloads
 from qat.training.callbacks.anneal import anneal
 from qat.training.evaluate import Score

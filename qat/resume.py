@@ -13,6 +13,7 @@ from qat.run_folder import CONFIG, LAST, check_free, check_unused, is_finished
 
 log = logging.getLogger("qat")
 ABSENT = "nothing"
+OFF = ("None", "False")
 SHOWN = 6
 FREE = (
     "output_dir",
@@ -132,6 +133,9 @@ def differences(
         free: Patterns of keys to leave out, beside ``FREE``.
     """
     first, second = _flat(old), _flat(new)
+    for key in second.keys() - first.keys():  # of later versions, and off
+        if second[key] in OFF:
+            del second[key]
     pairs = {
         key: (first.get(key, ABSENT), second.get(key, ABSENT))
         for key in sorted({*first, *second}, key=lambda k: (k.startswith("callbacks."), k))

@@ -64,6 +64,8 @@ HYPERPARAMETERS = (
     "data",
     "seed",
     "ckpt",
+    "ckpt_key",
+    "ckpt_new_head",
 )
 
 

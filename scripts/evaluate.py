@@ -114,7 +114,7 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     config = compose_plain(overrides)
     data = make_data(config)
     model = make_model(config["model"], data.num_classes, data.input_shape)
-    load_checkpoint(model, file)
+    load_checkpoint(model, file, config["ckpt_key"])
     return Subject("float", model.eval(), data, "float checkpoint")
 
 

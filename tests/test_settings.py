@@ -63,6 +63,8 @@ def changed(config, key, value):
         ("name", "a\nb", ["name", r"'a\nb'"]),
         ("name", "x" * 300, ["name", "folder's name"]),
         ("output_dir", None, ["output_dir", "got null"]),
+        ("ckpt_key", "", ["ckpt_key", "a word or null"]),
+        ("ckpt_new_head", "yes", ["ckpt_new_head", "true or false"]),
         ("ckpt", 5, ["ckpt to be a path or null, got 5"]),
         ("pruning.ratio", -1, ["pruning.ratio", "at least 0 and below 1", "got -1"]),
         ("optimizer.label_smoothing", math.nan, ["optimizer.label_smoothing", "finite"]),
@@ -137,6 +139,14 @@ def test_a_value_of_the_users_own_may_be_referred_to():
         compose_plain([*BASE, "+my_rate=0.25"])
     values = compose_plain([*BASE, "+my_rate=0.25", "optimizer.rates.lr=${my_rate}"])
     assert values["optimizer"]["rates"]["lr"] == 0.25
+
+
+def test_a_checkpoint_replaces_the_float_epochs_unless_its_head_is_new():
+    given = ["recipe=tabular_w8a8", "schedule.float_epochs=3", "schedule.epochs=2"]
+    assert make_schedule(compose_plain(given)).float_epochs == 3
+    assert make_schedule(compose_plain([*given, "ckpt=a.pt"])).float_epochs == 0
+    anew = compose_plain([*given, "ckpt=a.pt", "ckpt_new_head=true"])
+    assert make_schedule(anew).float_epochs == 3
 
 
 def test_an_optimizer_that_cannot_be_made_is_refused_before_training(config):

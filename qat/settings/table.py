@@ -168,6 +168,8 @@ TABLE = Group(
         "keep_memory": FLAG,
         "target": WORD,
         "ckpt": FILE | NULL,
+        "ckpt_key": WORD | NULL,
+        "ckpt_new_head": FLAG,
         "ckpt_path": FILE | NULL,
         "resume_changes": words("refuse", "allow"),
         "quantizer": Group({"weight": QUANTIZER, "activation": QUANTIZER, "ends": ENDS}),
