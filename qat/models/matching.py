@@ -129,7 +129,9 @@ class Match:
 
     @cached_property
     def head(self) -> set[str] | None:
-        """Names of the model's last layer, where that alone keeps file and model apart."""
+        """Names of the model's last layer, where that alone keeps file and model apart; a model
+        of one layer has no other part to take.
+        """
         classes, layers = other_classes(self), _layers(self.misshaped)
         if self.misshaped and (classes is None or len(layers) > 2):
             return None
@@ -138,7 +140,8 @@ class Match:
         others = [k for k in self.unexpected if not k.startswith(inside)]
         if others or not _layers(self.missing) <= layers:
             return None
-        return {name for name in self.target.tensors if name.rpartition(".")[0] in layers}
+        head = {name for name in self.target.tensors if name.rpartition(".")[0] in layers}
+        return head if self.values.keys() - head else None
 
 
 def other_classes(match: Match) -> tuple[int, int] | None:

@@ -132,6 +132,7 @@ MORE = small(7, fill=1).state_dict()
         ({**{n: v for n, v in ONE.items() if n[0] != "3"}, "3.0.weight": BIG["text.0.weight"]},
          "1 unexpected: 3.0.weight; the last layer is not in the file: ckpt_new_head=true"),
         (WIDE.state_dict(), None),
+        ({n: MORE[n] for n in ("3.weight", "3.bias")}, None),
         ({k: v for k, v in ONE.items() if k[0] == "3"}, None),
         ({**MORE, "4.weight": torch.ones(4, 4)}, None),
     ],
