@@ -51,7 +51,11 @@ def changed(config, key, value):
         ("optimizer.factory.base.lr", 1.0, ["factory.base.lr: optimizer.rates.lr sets it"]),
         ("callbacks.fold.speed", 1, ["No key callbacks.fold.speed"]),
         ("scheme.rules.body.weights", {}, ["rules.body.weights. Did you mean", "body.weight"]),
-        ("scheme.rules.mine", {"match": "linear", "weight": 4}, ["rules.mine.weight", "got 4"]),
+        (
+            "scheme.rules.mine",
+            {"match": "linear", "weight": 4},
+            ["mine.weight", "such as {bits: 4} or float or null, got 4"],
+        ),
         ("scheme.rules.body.weight.bits", "abc", ["rules.body.weight.bits", "1 to 16", "'abc'"]),
         ("scheme.rules.body.weight.quantizer", "lqs", ["body.weight.quantizer", "mean lsq"]),
         ("scheme.rules.body.weight.quantizer", {"name": "lsq", "x": 1}, ["weight.quantizer.x"]),

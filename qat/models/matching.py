@@ -129,8 +129,9 @@ class Match:
 
     @cached_property
     def head(self) -> set[str] | None:
-        """Names of the model's last layer, where that alone keeps file and model apart; a model
-        of one layer has no other part to take.
+        """Names of the model's last layer, where that alone keeps file and model apart.
+
+        A model of one layer has no other part to take.
         """
         classes, layers = other_classes(self), _layers(self.misshaped)
         if self.misshaped and (classes is None or len(layers) > 2):

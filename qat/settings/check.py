@@ -94,7 +94,8 @@ class _Checker:
     def group(self, key: str, value: Any, node: Group) -> None:
         if node.may_be is not None and node.may_be.fits(value):
             return
-        require(key, value, MAPPING | node.may_be if node.may_be else MAPPING)
+        mapping = Kind(node.wanted, MAPPING.fits)
+        require(key, value, mapping | node.may_be if node.may_be else mapping)
         for name, child in node.keys.items():
             if name in value:
                 self.node(_join(key, name), value[name], child)

@@ -42,12 +42,14 @@ class Group:
         others: What keys of the user's own may be; ``None`` if there are none.
         optional: Keys that may be missing.
         may_be: What it may be in place of a mapping.
+        wanted: The words for the mapping in an error.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     others: Any = None
     optional: tuple[str, ...] = ()
     may_be: Kind | None = None
+    wanted: str = "keys with values"
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,13 @@ PATCH = Group(
     {**FORMAT_KINDS, "quantizer": QUANTIZER, "observer": OBSERVER},
     optional=tuple(FORMAT_KINDS),
     may_be=words(FLOAT) | NULL,
+    wanted="a format such as {bits: 4}",
 )
 RULE = Group(
     {"match": WORD, "weight": PATCH, "activation": PATCH, "optional": FLAG},
     optional=("match", "weight", "activation", "optional"),
     may_be=NULL,
+    wanted="a rule such as {match: linear, weight: {bits: 4}}",
 )
 BATCHES = whole(1) | Kind("a fraction above 0.0", number(above=0, high=1).fits) | NULL
 DEVICES = r"[1-9]\d*|\d+(,\d+)+,?|\d+,"
