@@ -61,6 +61,7 @@ def changed(config, key, value):
         ("scheme.rules.body.weight.quantizer", {"name": "lsq", "x": 1}, ["weight.quantizer.x"]),
         ("scheme.rules", None, ["scheme.rules", "got null"]),
         ("seed", -1, ["seed", "from 0 to 4294967295", "got -1"]),
+        ("callbacks.calibrate.num_batches", 10**20, ["whole numbers end at 92233720368547"]),
         ("seed", True, ["seed", "got true"]),
         ("seed", 2**64, ["seed", "4294967295"]),
         ("name", "../x", ["name", "without slashes"]),

@@ -17,7 +17,7 @@ from qat.graph.table import plan_table
 from qat.graph.targets import TARGETS
 from qat.graph.trace import capture
 from qat.models import build
-from qat.spec import Rule
+from qat.spec import FLOAT, Rule
 from tests.helpers import WEIGHT, make_scheme
 
 
@@ -268,7 +268,7 @@ def test_a_rule_that_matches_nothing_is_an_error_with_close_names():
         ({"mine": Rule("*", {"bits": 4})}, [("body", "weight bits=8 .* as mine wins")]),
         ({"mine": Rule("a", {"bits": 4}), "b": Rule("a", {"bits": 4})}, []),
         (
-            {"mine": Rule("a|b", {"bits": 4}), "x": Rule("a", {"bits": 3}), "y": Rule("b", "float")},
+            {"mine": Rule("a|b", {"bits": 4}), "x": Rule("a", {"bits": 3}), "y": Rule("b", FLOAT)},
             [("mine", "weight bits=4 .* as x, y wins")],
         ),
         (
