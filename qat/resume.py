@@ -13,12 +13,13 @@ from qat.run_folder import CONFIG, LAST, check_free, check_unused, is_finished
 
 log = logging.getLogger("qat")
 ABSENT = "nothing"
-OFF = ("None", "False")
+OFF = ("None", "False", "[]")
 SHOWN = 6
 FREE = (
     "output_dir",
     "ckpt_path",
     "resume_changes",
+    "imports",
     "keep_memory",
     "checkpointing",  # computes things again, bit for bit
     "data.num_workers",

@@ -11,6 +11,7 @@ LAYERS = [
     {"errors", "files", "terminal", "compile_cache"},
     {"signals"},
     {"kinds", "folders", "memory"},
+    {"extensions"},
     {"stored_config"},
     {"spec"},
     {"functional"},

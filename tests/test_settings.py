@@ -148,9 +148,10 @@ def test_a_value_of_the_users_own_may_be_referred_to():
 
 def test_a_checkpoint_replaces_the_float_epochs_unless_its_head_is_new():
     given = ["recipe=tabular_w8a8", "schedule.float_epochs=3", "schedule.epochs=2"]
-    assert make_schedule(compose_plain(given)).float_epochs == 3
-    assert make_schedule(compose_plain([*given, "ckpt=a.pt"])).float_epochs == 0
-    anew = compose_plain([*given, "ckpt=a.pt", "ckpt_new_head=true"])
+    values = compose_plain(given)
+    assert make_schedule(values).float_epochs == 3
+    assert make_schedule({**values, "ckpt": "a.pt"}).float_epochs == 0
+    anew = {**values, "ckpt": "a.pt", "ckpt_new_head": True}
     assert make_schedule(anew).float_epochs == 3
 
 

@@ -126,7 +126,11 @@ def make_format(name: str, patch: dict[str, object]) -> Format:
     try:
         word, options = _word(quantizer)
         if word not in QUANTIZERS:
-            raise SpecError(f"expected one of {sorted(QUANTIZERS)} as quantizer, got {word!r}.")
+            raise SpecError(
+                f"expected one of {sorted(QUANTIZERS)} as quantizer, got {word!r}: correct it, or "
+                "import the module that registers it (imports=[package.module] in a run, --allow "
+                "package.module for a file)."
+            )
         return Format(QuantSpec(**values), word, str(observer), options)
     except SpecError as error:
         raise SpecError(f"site '{name}': {error}") from None

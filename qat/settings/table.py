@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from qat.export.storage import Storage
+from qat.extensions import MODULES
 from qat.kinds import (
     FILE,
     FLAG,
@@ -85,6 +86,17 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Words:
+    """One of the words of a table, to which users may add.
+
+    Args:
+        classes: Word to class.
+    """
+
+    classes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Model:
     """A mapping with the ``name`` of a model and its arguments, or one with ``_target_``.
 
@@ -98,7 +110,7 @@ class Model:
 
 
 QUANTIZER = Named(QUANTIZERS, ("spec", "scale_shape", "has_batch"))
-OBSERVER = words(*OBSERVERS)
+OBSERVER = Words(OBSERVERS)
 PATCH = Group(
     {**FORMAT_KINDS, "quantizer": QUANTIZER, "observer": OBSERVER},
     optional=tuple(FORMAT_KINDS),
@@ -171,6 +183,7 @@ TABLE = Group(
         "channels_last": FLAG,
         "keep_memory": FLAG,
         "target": WORD,
+        "imports": MODULES,
         "ckpt": FILE | NULL,
         "ckpt_key": WORD | NULL,
         "ckpt_new_head": FLAG,
