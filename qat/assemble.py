@@ -128,11 +128,13 @@ def make_model(config: Config, num_classes: int, input_shape: tuple[int, ...]) -
 def make_schedule(config: Config) -> Schedule:
     """Build the schedule; a checkpoint replaces the float epochs, trainer.max_epochs caps the run.
 
+    A new head has to be trained: with one the float epochs stay.
+
     Raises:
         ConfigError: If nothing is left for a quantized part that was asked for.
     """
     schedule: Schedule = make_one(config, "schedule", Schedule)
-    if config["ckpt"] is not None:
+    if config["ckpt"] is not None and not config.get("ckpt_new_head", False):
         schedule = replace(schedule, float_epochs=0)
     total = config["trainer"]["max_epochs"]
     if total is None:
@@ -165,7 +167,8 @@ def set_up(config: Config) -> Setup:
     torch.manual_seed(config["seed"])
     model = make_model(config["model"], data.num_classes, data.input_shape)
     if config["ckpt"] is not None:
-        load_checkpoint(model, config["ckpt"])
+        is_new = config.get("ckpt_new_head", False)  # older runs have no such keys
+        load_checkpoint(model, config["ckpt"], config.get("ckpt_key"), new_head=is_new)
     example = Call.of(data.calibration_batches(1)[0]).take(2)
     captured, plan = prepare(model, scheme, example)
     wanted = config.get("prediction")  # older runs have none

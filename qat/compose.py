@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from qat.errors import ConfigError
 from qat.explain import MISTAKES, check_words, explain
+from qat.extensions import import_modules
 from qat.folders import find_folder
 from qat.kinds import FILE, FOLDER_NAME, NULL, require
 from qat.run_folder import run_dir
@@ -107,9 +108,11 @@ def plain(cfg: DictConfig, keys: Sequence[str] | None = None) -> dict[str, Any]:
         keys: Names at its top, such as ``model``; all, if ``None``.
 
     Raises:
-        ConfigError: If a value is missing or of another kind, or a key unknown.
+        ConfigError: If a value is missing or of another kind, a key unknown, or a module of
+            ``imports`` cannot be imported.
         CheckpointError: If ``ckpt_path`` is a file, but no checkpoint.
     """
+    import_modules(resolve(cfg, ["imports"])["imports"])  # what they register has words
     from qat.settings.check import check  # imports Lightning, which --help does not need
 
     values = resolve(cfg, keys)

@@ -202,7 +202,10 @@ def make_fake_quant(
     """
     for name, table in ((quantizer, QUANTIZERS), (observer, OBSERVERS)):
         if name not in table:
-            raise SpecError(f"expected one of {sorted(table)} at site '{site}', got {name!r}.")
+            raise SpecError(
+                f"expected one of {sorted(table)} at site '{site}', got {name!r}: correct it, or "
+                "import the module that registers it (imports=[package.module])."
+            )
     scale_shape, given = spec.scale_shape(shape), dict(options or {})
     try:
         made = QUANTIZERS[quantizer](spec, scale_shape, has_batch=has_batch, **given)

@@ -31,6 +31,7 @@ from qat.export.verify import (
     save_first_difference,
 )
 from qat.graph.captured import Captured
+from qat.held import hold
 from qat.outputs import ONE_OUTPUT, named_tensors
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
@@ -103,7 +104,8 @@ def verify(
         "onnxruntime_unoptimised": OnnxModel(path, optimise=False),
         **{name: load_runtime(name, path) for name in runtimes},
     }
-    logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
+    with hold(captured):
+        logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
     check = _compare(logits, evaluation.threshold)
     sample = captured.signature.take(next(iter(evaluation.batches))[0], evaluation.site_samples)
     compare = partial(compare_sites, partial(IntegerRun, model), path, sites, sample)

@@ -15,6 +15,8 @@ LONGEST = 80
 """Characters of a value that a message shows."""
 LONGEST_NAME = 200
 """Bytes; file systems take 255, and names of files get endings."""
+LARGEST = 2**63 - 1
+"""The largest whole number that libraries in C can count to."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def whole(low: int | None = None, high: int | None = None) -> Kind:
     """Return the kind of whole numbers from ``low`` to ``high``, both included."""
 
     def fits(value: object) -> bool:
-        return type(value) is int and _between(value, low, high)
+        return type(value) is int and abs(value) <= LARGEST and _between(value, low, high)
 
     return Kind(f"a whole number{_bounds(low, high)}", fits)
 
@@ -123,6 +125,8 @@ def require(key: str, value: object, kind: Kind, error: type[QatError] = ConfigE
     if not kind.fits(value):
         near = difflib.get_close_matches(str(value), kind.words, n=3)
         remedy = f"did you mean {', '.join(near)}?" if near else "correct it."
+        if type(value) is int and abs(value) > LARGEST:
+            remedy = f"whole numbers end at {LARGEST}, so lower it."
         raise error(f"expected {key} to be {kind.wanted}, got {show(value)}: {remedy}")
 
 

@@ -21,8 +21,8 @@ from qat.export.outcome import Rate
 from qat.fake_quant import Phase, fake_quants
 from qat.graph.captured import Captured
 from qat.layers import fold
-from qat.models.checkpoint import read_pickle
-from qat.stored_config import check_stored, without_downloads
+from qat.models.pickles import read_pickle
+from qat.stored_config import check_stored, import_stored, without_downloads
 from qat.training.callbacks.anneal import anneal
 from qat.training.callbacks.probe import choose
 from qat.training.evaluate import Score
@@ -173,6 +173,7 @@ def restore(
     """
     built = [section for section in BUILT if section not in (changes or {})]
     check_stored(checkpoint.config, built, checkpoint.path, allow)
+    import_stored(checkpoint.config, checkpoint.path, allow)
     config = {**checkpoint.config, **(changes or {}), "ckpt": None}
     config["trainer"] = {**config["trainer"], "max_epochs": None}  # the run's length is history
     config["model"] = without_downloads(config["model"])

@@ -13,11 +13,13 @@ from qat.run_folder import CONFIG, LAST, check_free, check_unused, is_finished
 
 log = logging.getLogger("qat")
 ABSENT = "nothing"
+OFF = ("None", "False", "[]")
 SHOWN = 6
 FREE = (
     "output_dir",
     "ckpt_path",
     "resume_changes",
+    "imports",
     "keep_memory",
     "checkpointing",  # computes things again, bit for bit
     "data.num_workers",
@@ -132,6 +134,9 @@ def differences(
         free: Patterns of keys to leave out, beside ``FREE``.
     """
     first, second = _flat(old), _flat(new)
+    for key in second.keys() - first.keys():  # of later versions, and off
+        if second[key] in OFF:
+            del second[key]
     pairs = {
         key: (first.get(key, ABSENT), second.get(key, ABSENT))
         for key in sorted({*first, *second}, key=lambda k: (k.startswith("callbacks."), k))

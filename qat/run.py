@@ -25,6 +25,8 @@ from qat.data import DataModule
 from qat.errors import CheckpointError, ConfigError, QatError, reason
 from qat.export.outcome import Rate
 from qat.export.report import Report
+from qat.extensions import modules_of
+from qat.fake_quant import fake_quants
 from qat.files import write_text
 from qat.graph.lint import check, summary
 from qat.graph.plan import Plan
@@ -66,6 +68,8 @@ HYPERPARAMETERS = (
     "data",
     "seed",
     "ckpt",
+    "ckpt_key",
+    "ckpt_new_head",
 )
 
 
@@ -118,6 +122,7 @@ def _run(config: Config, folder: Path, start: Path | None) -> Report | None:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     trainer = make_trainer(config, make_schedule(config))  # its mistakes cost no data and no model
     setup = set_up(config)
+    config = {**config, "imports": sorted({*config["imports"], *_foreign_modules(setup)})}
     findings = check(setup.plan, target)
     task = make_task(setup, config)
     for norm in batch_norms(task.model):
@@ -149,6 +154,12 @@ def _try_export(trainer: pl.Trainer, setup: Setup, config: Config, start: Path |
     if wanted and follows and trainer.is_global_zero:
         seconds = try_export(setup.captured, config["export"]["storage"])
         log.info("trial export: both files can be written and run (%.1f s)", seconds)
+
+
+def _foreign_modules(setup: Setup) -> list[str]:
+    """Return what a later process has to import, however this one came to know its words."""
+    parts = [(type(f.quantizer), type(f.observer)) for f in fake_quants(setup.captured)]
+    return modules_of(kind for pair in parts for kind in pair)
 
 
 def _fit(trainer: pl.Trainer, task: QATTask, data: DataModule, start: Path | None) -> bool:

@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 from qat.errors import ConfigError
+from qat.extensions import MODULES, import_modules, is_module
 from qat.folders import find_folder
+from qat.kinds import require
 
 ENTRY_POINTS = "qat.targets"
 LARGEST = 2**20
@@ -32,10 +34,10 @@ def add_allow(parser: ArgumentParser) -> None:
     """Add the option ``--allow``, by which a user permits a class."""
     parser.add_argument(
         "--allow",
-        metavar="CLASS",
+        metavar="NAME",
         action="append",
         default=[],
-        help="let the config in the file build this: package.module.Class",
+        help="let the config in the file build package.module.Class, or import package.module",
     )
 
 
@@ -48,7 +50,7 @@ def check_stored(
         config: Plain values.
         sections: Keys at its top that are going to be built.
         source: The file.
-        allow: Targets that the user permits: ``package.module.Class``.
+        allow: Targets that the user permits: ``package.module.Class``, or modules.
 
     Raises:
         ConfigError: Names what it would build, and how to permit that.
@@ -57,6 +59,30 @@ def check_stored(
         permitted = {*known_targets(section), *_registered(), *allow}
         for key, value in _walk(config.get(section), section):
             _check_value(key, value, permitted, source)
+
+
+def import_stored(config: Mapping[str, Any], source: Path, allow: Collection[str] = ()) -> None:
+    """Import the modules of a config of a file that register its words, where they are permitted.
+
+    Args:
+        config: Plain values; older runs have no ``imports``.
+        source: The file.
+        allow: Modules that the user permits; all of them are imported.
+
+    Raises:
+        ConfigError: Names what it would import, and how to permit that.
+    """
+    named = config.get("imports", [])
+    require(f"imports of the config in '{source}'", named, MODULES)
+    permitted = {*_registered(), *allow}
+    for name in named:
+        if name not in permitted:
+            raise ConfigError(
+                f"expected the config in '{source}' to import only what qat itself has, got "
+                f"imports={name!s:.200}: if you know it and trust it, permit it with --allow "
+                f"{name!s:.200}; otherwise do not use the file."
+            )
+    import_modules(list(dict.fromkeys([*named, *filter(is_module, allow)])))
 
 
 def _check_value(key: str, value: Any, permitted: Collection[str], source: Path) -> None:

@@ -117,7 +117,7 @@ def load_float(file: Path, overrides: Sequence[str]) -> Subject:
     config = compose_plain(overrides)
     data = make_data(config)
     model = make_model(config["model"], data.num_classes, data.input_shape)
-    load_checkpoint(model, file)
+    load_checkpoint(model, file, config["ckpt_key"])
     result = Call.of(data.calibration_batches(1)[0]).take(2).on(model.eval())
     wanted = config["prediction"]
     chosen = choose_prediction({"eval": Outputs.of(result)}, wanted, data.num_classes)

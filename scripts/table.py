@@ -1,21 +1,20 @@
 """Fill the results table and the recipes' headers from run folders: no figure is ever typed.
 
-Of every recipe the newest run that passed counts; several seeds give mean and deviation. Rows of a
-page whose runs are not in these folders stay as they are.
+Of every recipe and its settings the newest run that passed counts; several seeds give mean and
+deviation. Rows of a page whose runs are not in these folders stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qat.errors import DataError, reason
+from run_groups import read_json, read_runs
+
 from qat.files import write_text
 from qat.terminal import show, terminal
 
@@ -37,43 +36,6 @@ HEAD = (
     "date",
     "machine",
 )
-
-
-def read_runs(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Return the name of each run to its reports, the newest of every seed; none that failed.
-
-    Raises:
-        DataError: If there is no such folder, or a report is none of ours.
-    """
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    if missing := [folder for folder in folders if not folder.is_dir()]:
-        raise DataError(f"expected folders of runs, got '{missing[0]}': correct the path.")
-    paths = [path for folder in folders for path in folder.rglob("report.json")]
-    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
-        report = read_json(path, lambda found: (found["passed"], measured([found])))
-        if report["passed"] is not False:
-            newest[report["name"], str(report["details"]["seed"])] = report
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (name, _), report in sorted(newest.items()):
-        runs[name].append(report)
-    return runs
-
-
-def read_json(path: Path, use: Callable[[Any], object]) -> dict[str, Any]:
-    """Return what a file holds, once ``use`` could read from it what a table shows.
-
-    Raises:
-        DataError: If it could not.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        use(found)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"expected results as qat writes them in '{path}', got {reason(error)}: leave the file "
-            "out, or make it again."
-        ) from error
-    return found
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -229,7 +191,7 @@ def main() -> int:
 
 def tables(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Print the table, or write it into a page that has the marks, and into recipes."""
-    runs = read_runs(options.folders)
+    runs = read_runs(options.folders, lambda found: measured([found]))
     texts = {options.marks: table(runs)}
     if options.peers:
         texts["peers"] = peers_table(options.peers, runs)

@@ -13,6 +13,7 @@ LAYERS = [
     {"kinds", "folders", "memory", "trees"},
     {"calls", "outputs"},
     {"signature"},
+    {"extensions"},
     {"stored_config"},
     {"spec"},
     {"functional"},

@@ -243,3 +243,5 @@ def test_differences_name_both_values_and_what_is_nowhere():
     new = changed("seed", 1, {k: v for k, v in SETTINGS.items() if k != "name"})
     assert differences(SETTINGS, new) == {"name": ("'mine'", "nothing"), "seed": ("0", "1")}
     assert differences(SETTINGS, SETTINGS) == {}
+    later = {**SETTINGS, "off": False, "none": None, "on": True}
+    assert differences(SETTINGS, later) == {"on": ("nothing", "True")}

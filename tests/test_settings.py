@@ -51,18 +51,25 @@ def changed(config, key, value):
         ("optimizer.factory.base.lr", 1.0, ["factory.base.lr: optimizer.rates.lr sets it"]),
         ("callbacks.fold.speed", 1, ["No key callbacks.fold.speed"]),
         ("scheme.rules.body.weights", {}, ["rules.body.weights. Did you mean", "body.weight"]),
-        ("scheme.rules.mine", {"match": "linear", "weight": 4}, ["rules.mine.weight", "got 4"]),
+        (
+            "scheme.rules.mine",
+            {"match": "linear", "weight": 4},
+            ["mine.weight", "such as {bits: 4} or float or null, got 4"],
+        ),
         ("scheme.rules.body.weight.bits", "abc", ["rules.body.weight.bits", "1 to 16", "'abc'"]),
         ("scheme.rules.body.weight.quantizer", "lqs", ["body.weight.quantizer", "mean lsq"]),
         ("scheme.rules.body.weight.quantizer", {"name": "lsq", "x": 1}, ["weight.quantizer.x"]),
         ("scheme.rules", None, ["scheme.rules", "got null"]),
         ("seed", -1, ["seed", "from 0 to 4294967295", "got -1"]),
+        ("callbacks.calibrate.num_batches", 10**20, ["whole numbers end at 92233720368547"]),
         ("seed", True, ["seed", "got true"]),
         ("seed", 2**64, ["seed", "4294967295"]),
         ("name", "../x", ["name", "without slashes"]),
         ("name", "a\nb", ["name", r"'a\nb'"]),
         ("name", "x" * 300, ["name", "folder's name"]),
         ("output_dir", None, ["output_dir", "got null"]),
+        ("ckpt_key", "", ["ckpt_key", "a word or null"]),
+        ("ckpt_new_head", "yes", ["ckpt_new_head", "true or false"]),
         ("ckpt", 5, ["ckpt to be a path or null, got 5"]),
         ("pruning.ratio", -1, ["pruning.ratio", "at least 0 and below 1", "got -1"]),
         ("optimizer.label_smoothing", math.nan, ["optimizer.label_smoothing", "finite"]),
@@ -137,6 +144,15 @@ def test_a_value_of_the_users_own_may_be_referred_to():
         compose_plain([*BASE, "+my_rate=0.25"])
     values = compose_plain([*BASE, "+my_rate=0.25", "optimizer.rates.lr=${my_rate}"])
     assert values["optimizer"]["rates"]["lr"] == 0.25
+
+
+def test_a_checkpoint_replaces_the_float_epochs_unless_its_head_is_new():
+    given = ["recipe=tabular_w8a8", "schedule.float_epochs=3", "schedule.epochs=2"]
+    values = compose_plain(given)
+    assert make_schedule(values).float_epochs == 3
+    assert make_schedule({**values, "ckpt": "a.pt"}).float_epochs == 0
+    anew = {**values, "ckpt": "a.pt", "ckpt_new_head": True}
+    assert make_schedule(anew).float_epochs == 3
 
 
 def test_an_optimizer_that_cannot_be_made_is_refused_before_training(config):

@@ -64,15 +64,17 @@ def check_text(key: str, value: Any) -> None:
         )
 
 
-def statistic(key: str, value: Any) -> tuple[float, ...] | None:
+def statistic(key: str, value: Any, channels: int | None = None) -> tuple[float, ...] | None:
     """Return ``mean`` or ``std`` as floats; None stays.
 
     Args:
         key: "mean" or "std".
         value: What was given.
+        channels: How many numbers there have to be; None leaves that open.
 
     Raises:
-        ConfigError: If it is no list of finite numbers, above 0 for "std".
+        ConfigError: If it is no list of finite numbers, above 0 for "std", or of another
+            length.
     """
     if value is None:
         return None
@@ -81,6 +83,11 @@ def statistic(key: str, value: Any) -> tuple[float, ...] | None:
         raise ConfigError(
             f"expected data.{key} to be a list of finite numbers{' above 0' * (key == 'std')}, one "
             f"for each channel, got {printable(repr(value))}: correct it."
+        )
+    if channels is not None and len(value) != channels:
+        raise ConfigError(
+            f"expected data.{key} to have {channels} values, one for each channel, got "
+            f"{printable(repr(list(value)))}: correct it."
         )
     return tuple(float(v) for v in value)
 

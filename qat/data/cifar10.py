@@ -19,7 +19,7 @@ from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD
 from qat.data.tensors import TensorSource
-from qat.errors import ConfigError, DataError, printable
+from qat.errors import DataError, printable
 from qat.files import kind
 
 CHANNELS = 3
@@ -31,8 +31,9 @@ class Cifar10Data(DataModule):
 
     Args:
         root: Folder of the download.
-        mean: Subtracted per channel; that of ImageNet, as in the usual public checkpoints.
-        std: Divides per channel.
+        mean: Subtracted per channel; None means that of ImageNet, as in the usual public
+            checkpoints.
+        std: Divides per channel, with the same default.
         augment: "crop_flip" (shift by up to 4 pixels, mirror), "crop" or "none".
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
@@ -43,8 +44,8 @@ class Cifar10Data(DataModule):
     def __init__(
         self,
         root: str | Path = "data",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         augment: str = "crop_flip",
         **loading: Unpack[Loading],
     ) -> None:
@@ -53,12 +54,8 @@ class Cifar10Data(DataModule):
         check_text("root", root)
         self.root = Path(root)
         self.augment = augment
-        self._statistics = statistic("mean", mean), statistic("std", std)
-        for key, value in zip(("mean", "std"), self._statistics, strict=True):
-            if value is not None and len(value) != CHANNELS:
-                raise ConfigError(
-                    f"expected data.{key} to have {CHANNELS} values, got {list(value)}: correct it."
-                )
+        self._mean = statistic("mean", mean, CHANNELS) or IMAGENET_MEAN
+        self._std = statistic("std", std, CHANNELS) or IMAGENET_STD
 
     def prepare_data(self) -> None:
         """Download the data set if it is not there yet.
@@ -74,7 +71,7 @@ class Cifar10Data(DataModule):
         Raises:
             DataError: If the data set cannot be had.
         """
-        mean, std = self._statistics
+        mean, std = self._mean, self._std
         train, test = self._read(train=True), self._read(train=False)
         x, x_test = (torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in (train, test))
         augment = None

@@ -5,13 +5,14 @@ Source:
     its test part, 8x8 pixels of 17 grey levels.
 """
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qat.data.arguments import check_whole
+from qat.data.arguments import check_whole, statistic
 from qat.data.augment import CropFlip, check_augment
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.source import generator
@@ -35,6 +36,8 @@ class DigitsData(DataModule):
         size: Height and width in pixels; other sizes than 8 are interpolated. None means 8.
         channels: How often the grey channel is repeated; 3 fits any vision model.
         augment: "crop" (shift by up to an eighth of the size), "crop_flip" or "none".
+        mean: Subtracted per channel from pixels in 0..1; None means that of the training images.
+        std: Divides per channel, with the same default.
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
@@ -46,6 +49,8 @@ class DigitsData(DataModule):
         size: int | None = None,
         channels: int = 3,
         augment: str = "crop",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(**loading)
@@ -55,6 +60,8 @@ class DigitsData(DataModule):
         check_whole("channels", channels, 1)
         self.channels = channels
         self.augment = augment
+        self._mean = statistic("mean", mean, channels)
+        self._std = statistic("std", std, channels)
 
     def load(self) -> Loaded:
         """Read, scale, enlarge and split the images.
@@ -72,7 +79,8 @@ class DigitsData(DataModule):
         x, y = read_digits(self.size, self.channels)
         order = torch.randperm(len(y), generator=generator("digits"))
         test, train = order[:NUM_TEST], order[NUM_TEST:]
-        mean, std = (MEAN,) * self.channels, (STD,) * self.channels
+        mean = self._mean or (MEAN,) * self.channels
+        std = self._std or (STD,) * self.channels
         augment = None
         if self.augment != "none":
             padding = max(1, self.size // 8)

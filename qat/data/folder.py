@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from qat.data.arguments import check_text, check_whole
+from qat.data.arguments import check_text, check_whole, statistic
 from qat.data.base import DataModule, Loaded, Loading
 from qat.data.listing import list_folder
 from qat.data.source import IMAGENET_MEAN, IMAGENET_STD, Batch, Pair, Source, derive_seed
@@ -20,6 +20,7 @@ from qat.files import kind
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """What is decoded: for others, such as EPS, Pillow would start another program."""
 CROP_RATIO = 0.875  # The usual evaluation crop: 224 of 256 pixels.
+CHANNELS = 3
 MOST_PIXELS = 100_000_000  # of one image after resizing
 MORE_THAN_8_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -31,13 +32,23 @@ class ImageSource(Source):
         samples: File and class of each image.
         size: Height and width after cropping, in pixels.
         seed: Seed of random crops and flips; None means the centre crop.
+        mean: Subtracted per channel from pixels in 0..1.
+        std: Divides per channel.
     """
 
-    def __init__(self, samples: list[tuple[str, int]], size: int, seed: int | None) -> None:
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        size: int,
+        seed: int | None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         self.samples = samples
         self.size = size
         self.seed = seed
-        self.transform = transform(size, random=seed is not None)
+        self.statistics = mean, std
+        self.transform = transform(size, seed is not None, mean, std)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,7 +83,7 @@ class ImageSource(Source):
 
     def plain(self) -> "ImageSource":
         """Return the same images, cropped at the centre."""
-        return ImageSource(self.samples, self.size, seed=None)
+        return ImageSource(self.samples, self.size, None, *self.statistics)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -91,18 +102,30 @@ class FolderData(DataModule):
     Args:
         root: The folder.
         size: Height and width after cropping, in pixels.
+        mean: Subtracted per channel from pixels in 0..1; None means that of ImageNet.
+        std: Divides per channel, with the same default.
         **loading: Arguments of :class:`~qat.data.base.DataModule`.
 
     Raises:
-        ConfigError: If ``size`` is no whole number of at least 1, or ``root`` no text.
+        ConfigError: If ``size`` is no whole number of at least 1, ``root`` no text, or ``mean`` or
+            ``std`` are not three numbers.
     """
 
-    def __init__(self, root: str | Path, size: int = 224, **loading: Unpack[Loading]) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        size: int = 224,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **loading: Unpack[Loading],
+    ) -> None:
         super().__init__(**loading)
         check_text("root", root)
         check_whole("size", size, 1)
         self.root = Path(root)
         self.size = size
+        self._mean = statistic("mean", mean, CHANNELS) or IMAGENET_MEAN
+        self._std = statistic("std", std, CHANNELS) or IMAGENET_STD
 
     def load(self) -> Loaded:
         """List the files of both parts.
@@ -123,23 +146,31 @@ class FolderData(DataModule):
                 f"{printable(test_folder)}, but {shown} ({len(differing)} in all) are only in one "
                 f"of them; make the sub-folders match."
             )
-        source = ImageSource(samples, self.size, self.seed)
-        held = ImageSource(test_samples, self.size, seed=None)
-        return Loaded(source, held, classes, IMAGENET_MEAN, IMAGENET_STD)
+        statistics = self._mean, self._std
+        source = ImageSource(samples, self.size, self.seed, *statistics)
+        held = ImageSource(test_samples, self.size, None, *statistics)
+        return Loaded(source, held, classes, *statistics)
 
 
-def transform(size: int, random: bool) -> Callable[[Image.Image], Any]:
+def transform(
+    size: int,
+    random: bool,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Callable[[Image.Image], Any]:
     """Make the ImageNet preparation of an image: a random crop and flip, or the centre crop.
 
     Args:
         size: Height and width after cropping, in pixels.
         random: Which of the two.
+        mean: Subtracted per channel from pixels in 0..1.
+        std: Divides per channel.
     """
     if random:
         crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     else:
         crop = [transforms.Resize(round(size / CROP_RATIO)), transforms.CenterCrop(size)]
-    normalize = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    normalize = transforms.Normalize(mean, std)
     return transforms.Compose([*crop, transforms.ToTensor(), normalize])
 
 

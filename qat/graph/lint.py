@@ -28,7 +28,8 @@ class Finding:
 
     Attributes:
         level: ``"warning"`` or ``"error"``.
-        site: The activation site, ``<layer>.weight``, or ``model.onnx`` for the whole file.
+        site: The activation site, ``<layer>.weight``, ``model.onnx`` for the whole file, or
+            ``rule <name>``.
         message: What is wrong, a colon, what to do; equal for all sites with the same remedy.
     """
 
@@ -47,6 +48,7 @@ def lint(plan: Plan, target: Target) -> list[Finding]:
     found = [f for site in plan.activations.values() for f in _activation(site, target)]
     found += [f for site in plan.weights.values() for f in _weight(site, plan, target)]
     found += _file(plan, target)
+    found += [Finding("warning", f"rule {name}", message) for name, message in plan.idle]
     return sorted(found, key=lambda finding: finding.level != "error")
 
 

@@ -150,6 +150,7 @@ class Plan:
         floats: What stays float.
         macs: Multiply-accumulates of the whole model for one sample.
         notes: What was changed in the model beforehand, one sentence each.
+        idle: Names of rules, with what they say and has no effect.
     """
 
     scheme: str
@@ -161,6 +162,7 @@ class Plan:
     floats: list[FloatOp] = field(default_factory=list)
     macs: int = 0
     notes: list[str] = field(default_factory=list)
+    idle: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def float_share(self) -> float:

@@ -39,6 +39,7 @@ def make_plan(captured: Captured, scheme: Scheme) -> Plan:
         _plan_graph(plan, rules, sites, mode)
     plan.batch_norms = [name for name, module in modules.items() if is_foldable(module)]
     rules.check_all_used()
+    plan.idle = list(rules.effects.idle())
     return plan
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from qat.channels import channel_axis
 from qat.errors import GraphError, SpecError
+from qat.graph.effects import Effects
 from qat.graph.plan import Format
 from qat.quantizers import QUANTIZERS
 from qat.spec import FLOAT, BatchNormMode, QuantSpec, Rule, Scheme
@@ -26,16 +27,17 @@ class Rules:
         self.scheme = scheme
         self.used: set[str] = set()
         self.seen: set[str] = set()
+        self.effects = Effects(scheme)
 
     def patch(self, name: str, tags: frozenset[str], kind: str) -> dict[str, object] | None:
         """Merge what all matching rules say of ``kind``; ``None`` where it stays float."""
         merged: dict[str, object] | None = None
         self.seen.add(name)
-        for key, rule in self.scheme.rules.items():
-            if not rule.matches(name, tags):
-                continue
-            self.used.add(key)
-            change = rule.weight if kind == "weight" else rule.activation
+        matching = [key for key, rule in self.scheme.rules.items() if rule.matches(name, tags)]
+        self.used.update(matching)
+        self.effects.record(matching, kind)
+        for key in matching:
+            change = getattr(self.scheme.rules[key], kind)
             if change == FLOAT:
                 merged = None
             elif isinstance(change, Mapping):
@@ -124,7 +126,11 @@ def make_format(name: str, patch: dict[str, object]) -> Format:
     try:
         word, options = _word(quantizer)
         if word not in QUANTIZERS:
-            raise SpecError(f"expected one of {sorted(QUANTIZERS)} as quantizer, got {word!r}.")
+            raise SpecError(
+                f"expected one of {sorted(QUANTIZERS)} as quantizer, got {word!r}: correct it, or "
+                "import the module that registers it (imports=[package.module] in a run, --allow "
+                "package.module for a file)."
+            )
         return Format(QuantSpec(**values), word, str(observer), options)
     except SpecError as error:
         raise SpecError(f"site '{name}': {error}") from None

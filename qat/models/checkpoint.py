@@ -3,62 +3,56 @@
 Files are read with ``weights_only=True`` and never otherwise: a pickle can run any code.
 """
 
-import mmap
-import re
-import warnings
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qat.errors import CheckpointError, printable
-from qat.models.container import STATE_DICT, check_kind, corrupt, is_safetensors
+from qat.models.choice import choose, listed, where
+from qat.models.container import check_kind, corrupt, is_safetensors
+from qat.models.matching import Match, Target
+from qat.models.pickles import HARMLESS, read_pickle, reason_of
+from qat.models.places import Place, State, find_places, order
 from qat.models.values import check_dense, check_values
 
-NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
+log = logging.getLogger("qat")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
-ADDED_BY_QAT = re.compile(
-    r"(^activations|^views|\.weight_quant)\.|(^|\.)(_extra_state|weight_mask)$"
-)
-UNSAFE = re.compile(
-    r"GLOBAL ([\w.]+)|unrecognized function|Can only (?:create|build)|must be imported"
-)
-SHOWN = 5
-DEEPEST = 8  # wrappings inside one another
-
-State = dict[str, Tensor]
+DEEPEST = 8  # prefixes in front of one another
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, key: str | None = None, *, new_head: bool = False
+) -> None:
     """Copy the tensors of a file into a model; the model is untouched if anything does not fit.
 
-    A checkpoint of a quantized training brings its float weights; scales and phases stay behind.
+    They may lie under any key and prefix, and beside others that training tools keep. A checkpoint
+    of a quantized training brings its float weights; scales and phases stay behind.
 
     Args:
         model: The model; counters of batches (``num_batches_tracked``) may be missing in the file.
         path: A ``.pt``, ``.pth``, ``.th``, ``.ckpt`` or ``.safetensors`` file.
+        key: Key or prefix under which the tensors lie, such as ``model_ema``, where the file holds
+            several models; ``None`` prefers weights to their averages.
+        new_head: Whether the last layer keeps its own values where the file has another number of
+            classes for it, or has none.
 
     Raises:
         CheckpointError: If the file cannot be read, its names, shapes or types are not the
-            model's, or its values are not finite.
+            model's, its values are not finite, or several models in it fit.
     """
-    expected = model.state_dict()
-    layers = list(_peel(_read(Path(str(path)))))
-    # Names of the model itself may begin with "model.", so stop peeling as soon as they fit.
-    fitting = (s for s in layers if _names(_float_part(s)) == _names(expected))
-    state = next(fitting, layers[-1])
-    values = _float_part(state)
-    _check_fit(expected, values, path)
-    check_values(expected, values, path)
-    masks = {f"{name}_mask": name for name in values if f"{name}_mask" in state}
-    masked = {mask: expected[name] for mask, name in masks.items()}
-    _check_fit(masked, {mask: state[mask] for mask in masks}, path)
-    check_values(masked, {mask: state[mask] for mask in masks}, path)
-    for mask, name in masks.items():  # a pruned weight becomes the one in use
-        values[name] = values[name] * state[mask]
+    path, target = Path(str(path)), Target.of(model)
+    places = find_places(_read(path), path)
+    match, others = choose(target, places, path, key, new_head=new_head)
+    dropped = set() if match.fits else match.head or set()
+    values = {name: value for name, value in match.values.items() if name not in dropped}
+    masks = {name: mask for name, mask in match.masks.items() if name in values}
+    _check(values, masks, target, path)
+    _say(match, others, places, dropped, path)
+    for name, mask in masks.items():  # a pruned weight becomes the one in use
+        values[name] = values[name] * mask
     model.load_state_dict(values, strict=False)
 
 
@@ -67,7 +61,7 @@ def read_state_dict(path: str | Path) -> State:
 
     Args:
         path: A ``.pt``, ``.pth``, ``.th``, ``.ckpt`` or ``.safetensors`` file with a state dict,
-            bare or under ``state_dict``, ``model_state_dict``, ``model`` or ``net``.
+            bare or under a key.
 
     Returns:
         Tensors by name, on the CPU, without the prefixes of DataParallel, Lightning or compile.
@@ -75,157 +69,53 @@ def read_state_dict(path: str | Path) -> State:
     Raises:
         CheckpointError: If the file is missing, corrupt, unsafe or holds no tensors.
     """
-    return list(_peel(_read(Path(path))))[-1]
+    content = _read(path := Path(path))
+    places = find_places(content, path)
+    is_bare = not places[0].keys and len(places[0].state) == len(content)
+    state = places[0].state if is_bare else min(places, key=lambda p: order(p.keys)).state
+    check_dense(state, path)
+    for _ in range(DEEPEST):
+        shared = (p for p in PREFIXES if all(name.startswith(p) for name in state))
+        prefix = next(shared, "")
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> Any:
     check_kind(path)
-    content = _read_safetensors(path) if is_safetensors(path) else read_pickle(path)
-    return _unwrap(content, path)
-
-
-def _read_safetensors(path: Path) -> State:
+    if not is_safetensors(path):
+        return read_pickle(path, HARMLESS)
     try:
         return load_file(path)
     except Exception as error:  # of its own, and of torch where it has no such type
-        raise corrupt(path, _reason(error)) from error
+        raise corrupt(path, reason_of(error)) from error
 
 
-def read_pickle(path: Path) -> Any:
-    """Read what ``torch.save`` wrote, as long as it is plain values and tensors.
-
-    Raises:
-        CheckpointError: If the file is missing, corrupt or unsafe.
-    """
-    check_kind(path)
-    _refuse_bytearrays(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about formats of old
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise any kind
-        if found := UNSAFE.search(str(error)):
-            raise _unsafe(path, found[1] or "a call") from error
-        raise corrupt(path, _reason(error)) from error
+def _check(values: State, masks: State, target: Target, path: Path) -> None:
+    """Refuse what cannot be copied as it is."""
+    check_dense({**values, **{f"{name}_mask": mask for name, mask in masks.items()}}, path)
+    check_values(target.tensors, values, path)
+    for name, mask in masks.items():
+        if mask.shape != values[name].shape:
+            raise CheckpointError(
+                f"expected a mask of shape {tuple(values[name].shape)} for {printable(name)} in "
+                f"{printable(path)}, got {tuple(mask.shape)}: start from another file."
+            )
+    check_values(target.tensors, masks, path)
 
 
-def _refuse_bytearrays(path: Path) -> None:
-    """Refuse the one type that torch permits and that takes any amount of memory by a number."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray\n") >= 0:
-            raise _unsafe(path, "bytearray")
-
-
-def _unsafe(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"expected only tensors in {printable(path)}, but it contains Python code or objects "
-        f"({printable(name)}), which could do anything when loaded; ask its author for a "
-        f".safetensors file or for the state_dict alone ({STATE_DICT})."
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Return the sentence of an error that names the cause, without advice to load unsafely."""
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    sentence = text.strip().partition("\n")[0].partition(". ")[0]
-    if "weights_only" in sentence or "safe_globals" in sentence:
-        return "a format that torch does not read safely"
-    return printable(sentence).rstrip(". ") or type(error).__name__
-
-
-def _unwrap(content: Any, path: Path) -> State:
-    """Find the state dict in what a file held."""
-    content = _plain(content)
-    for _ in range(DEEPEST):
-        if not isinstance(content, dict) or _is_state(content):
-            break
-        inner = (content[key] for key in NESTED_UNDER if isinstance(content.get(key), dict))
-        content = _plain(next(inner, content))
-    if not isinstance(content, dict) or not _is_state(content):
-        raise CheckpointError(
-            f"expected tensors by name in {printable(path)}, bare or under "
-            f"{', '.join(NESTED_UNDER)}, but it holds {_described(content)}; save "
-            f"model.state_dict()."
-        )
-    check_dense(content, path)
-    return {name: Tensor.detach(tensor) for name, tensor in content.items()}
-
-
-def _plain(content: Any) -> Any:
-    """Return a dict without the attributes that a file can give to an OrderedDict."""
-    return dict(dict.items(content)) if isinstance(content, dict) else content
-
-
-def _described(content: Any) -> str:
-    if not isinstance(content, dict):
-        return type(content).__name__
-    if any(isinstance(value, Tensor) for value in content.values()):
-        name, value = next((k, v) for k, v in content.items() if not _is_state({k: v}))
-        return f"{type(value).__name__} under {_named(name)} beside tensors"
-    return f"a dict with {', '.join(map(_named, list(content)[:SHOWN])) or 'nothing in it'}"
-
-
-def _named(key: Any) -> str:
-    """Return a key for a message; anything can be a key, and only text is sure to be short."""
-    return printable(key, 60) if isinstance(key, str | int | float) else type(key).__name__
-
-
-def _is_state(content: dict[Any, Any]) -> bool:
-    return len(content) > 0 and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
-
-
-def _peel(state: State) -> Iterator[State]:
-    """Yield the state dict, then again after each prefix that all of its names share."""
-    yield state
-    for _ in range(DEEPEST):
-        shared = (p for p in PREFIXES if all(key.startswith(p) for key in state))
-        if (prefix := next(shared, None)) is None:
-            return
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        yield state
-
-
-def _float_part(state: State) -> State:
-    """Drop what quantization-aware training added."""
-    return {k: v for k, v in state.items() if not ADDED_BY_QAT.search(k)}
-
-
-def _names(state: State) -> set[str]:
-    """Return the names that a file must have: a counter of batches changes no prediction."""
-    return {name for name in state if not name.endswith("num_batches_tracked")}
-
-
-def _check_fit(expected: State, state: State, path: str | Path) -> None:
-    """Collect every difference between the model's tensors and those of the file."""
-    missing = [k for k in expected if k in _names(expected) - state.keys()]
-    unexpected = [k for k in state if k not in expected]
-    misshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in expected
-        if k in state and state[k].shape != expected[k].shape
-    ]
-    if not missing and not unexpected and not misshaped:
-        return
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    found = "; ".join(_listed(kind, keys) for kind, keys in problems.items() if keys)
-    is_head = bool(misshaped) and not missing and not unexpected and _only_classes(expected, state)
-    hint = "the number of classes differs, so set num_classes to that of the checkpoint"
-    other = "it was probably made by another architecture, so check model.name"
-    raise CheckpointError(
-        f"expected {printable(path)} to hold the {len(expected)} tensors of the model, but found "
-        f"{found}; {hint if is_head else other}."
-    )
-
-
-def _listed(kind: str, keys: list[str]) -> str:
-    more = f", ... {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{len(keys)} {kind}: {', '.join(printable(k, 90) for k in keys[:SHOWN])}{more}"
-
-
-def _only_classes(expected: State, state: State) -> bool:
-    """Whether all misfits belong to one layer and differ only in their first dimension."""
-    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
-    layers = {key.rpartition(".")[0] for key in wrong}
-    return len(layers) == 1 and all(state[k].shape[1:] == expected[k].shape[1:] for k in wrong)
+def _say(
+    match: Match, others: list[Match], places: list[Place], dropped: set[str], path: Path
+) -> None:
+    """Log which part of a file is used, wherever there was a choice."""
+    tops = dict.fromkeys(place.keys[0] for place in places if place.keys)
+    unused = [*match.unused, *(key for key in tops if key not in match.keys[:1])]
+    if match.keys:
+        log.info("start weights: those under %s of %s", where(match.keys), printable(path))
+    if unused:
+        log.info("not used of %s: %s", printable(path), listed(unused))
+    if others:
+        fitting = listed([where(m.keys) or "no key" for m in others])
+        log.info("also fits, with other values: %s (choose with ckpt_key=...)", fitting)
+    if dropped:
+        log.warning("not from the file, and untrained: %s", listed(sorted(dropped)))

@@ -11,6 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.errors import ConfigError
+from qat.kinds import require_all, whole
+from qat.memory import check_fits
+
+KINDS = {
+    "context": whole(1, 2**20),
+    "width": whole(1, 2**16),
+    "depth": whole(1, 1000),
+    "heads": whole(1, 2**10),
+}
+
 
 class Attention(nn.Module):
     """Causal attention with several heads.
@@ -75,6 +86,7 @@ class GPT(nn.Module):
         tied: Whether the head's weight is the embedding's.
 
     Raises:
+        ConfigError: If a size is out of range, or the weights do not fit into memory.
         ValueError: If the heads do not divide the width.
     """
 
@@ -88,6 +100,10 @@ class GPT(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
+        sizes = {"context": context, "width": width, "depth": depth, "heads": heads}
+        require_all("model.", sizes, KINDS)
+        weights = 12 * depth * width**2 + (2 * num_classes + context) * width
+        check_fits(4 * weights, "the weights of gpt", "lower its sizes", ConfigError)
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}")
         self.token = nn.Embedding(num_classes, width)

@@ -3,6 +3,9 @@
 They know nothing of quantizers; a recipe calls them by a word.
 """
 
+from collections.abc import Callable
+
+from qat.extensions import register_word
 from qat.observers.base import MinMax
 from qat.observers.entropy import Entropy
 from qat.observers.histogram import Histogram
@@ -24,6 +27,19 @@ OBSERVERS: dict[str, type[MinMax]] = {
     "sawb": StatisticsAware,
 }
 
+
+def register(word: str) -> Callable[[type[MinMax]], type[MinMax]]:
+    """Return a decorator that gives an observer of the user's own a word for recipes.
+
+    Args:
+        word: What stands in a recipe; the module that registers it stands under ``imports``.
+
+    Raises:
+        ConfigError: If the word is taken, or the class is no observer.
+    """
+    return register_word(OBSERVERS, word, MinMax)
+
+
 __all__ = [
     "OBSERVERS",
     "Entropy",
@@ -35,4 +51,5 @@ __all__ = [
     "Percentile",
     "StatisticsAware",
     "UnitRange",
+    "register",
 ]

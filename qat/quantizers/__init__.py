@@ -1,5 +1,8 @@
 """Quantizers: one paper, one file, one word in a recipe."""
 
+from collections.abc import Callable
+
+from qat.extensions import register_word
 from qat.quantizers.apot import APoT
 from qat.quantizers.base import Deployable, Quantizer
 from qat.quantizers.binary import Binary
@@ -50,6 +53,19 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "uniform": Uniform,
 }
 
+
+def register(word: str) -> Callable[[type[Quantizer]], type[Quantizer]]:
+    """Return a decorator that gives a quantizer of the user's own a word for recipes.
+
+    Args:
+        word: What stands in a recipe; the module that registers it stands under ``imports``.
+
+    Raises:
+        ConfigError: If the word is taken, or the class is no quantizer.
+    """
+    return register_word(QUANTIZERS, word, Quantizer)
+
+
 __all__ = [
     "DSQ",
     "EWGS",
@@ -77,4 +93,5 @@ __all__ = [
     "Ternary",
     "TernaryLearned",
     "Uniform",
+    "register",
 ]

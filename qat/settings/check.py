@@ -13,7 +13,7 @@ from qat.errors import CheckpointError, ConfigError
 from qat.kinds import FLAG, Kind, require, show, words
 from qat.settings.names import flatten, no_key
 from qat.settings.signature import Signature, locate, signature
-from qat.settings.table import MODEL, TABLE, Built, Group, Model, Named
+from qat.settings.table import MODEL, TABLE, Built, Group, Model, Named, Words
 from qat.training.task import METRICS
 
 OURS = ("qat.", "pytorch_lightning.")
@@ -84,6 +84,8 @@ class _Checker:
             self.built(key, value, node)
         elif isinstance(node, Named):
             self.named(key, value, node)
+        elif isinstance(node, Words):
+            self.leaf(key, value, _known(node.classes))
         elif isinstance(node, Model):
             self.model(key, value, node)
 
@@ -94,7 +96,8 @@ class _Checker:
     def group(self, key: str, value: Any, node: Group) -> None:
         if node.may_be is not None and node.may_be.fits(value):
             return
-        require(key, value, MAPPING | node.may_be if node.may_be else MAPPING)
+        mapping = Kind(node.wanted, MAPPING.fits)
+        require(key, value, mapping | node.may_be if node.may_be else mapping)
         for name, child in node.keys.items():
             if name in value:
                 self.node(_join(key, name), value[name], child)
@@ -155,11 +158,11 @@ class _Checker:
 
     def named(self, key: str, value: Any, node: Named) -> None:
         if not isinstance(value, Mapping):
-            require(key, value, words(*node.classes))
+            require(key, value, _known(node.classes))
             return
         if "name" not in value:
             raise ConfigError(f"expected a value for {key}.name, got none: add it.")
-        require(f"{key}.name", value["name"], words(*node.classes))
+        require(f"{key}.name", value["name"], _known(node.classes))
         options = {name: child for name, child in value.items() if name != "name"}
         takes = signature(node.classes[value["name"]])
         allowed = {k: kind for k, kind in takes.kinds.items() if k not in node.set_elsewhere}
@@ -179,6 +182,12 @@ class _Checker:
         wrong = _join(key, str(name))
         others = [k for k in self.known if k != wrong and not k.startswith(f"{wrong}.")]
         return no_key(wrong, [*(_join(key, sibling) for sibling in sorted(siblings)), *others])
+
+
+def _known(classes: Mapping[str, Any]) -> Kind:
+    """Return the kind of words that are registered now."""
+    kind = words(*classes)
+    return Kind(f"{kind.wanted} or what a module of imports registers", kind.fits, kind.words)
 
 
 def _join(key: str, name: str) -> str:

@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from qat.export.storage import Storage
+from qat.extensions import MODULES
 from qat.kinds import (
     FILE,
     FLAG,
@@ -42,12 +43,14 @@ class Group:
         others: What keys of the user's own may be; ``None`` if there are none.
         optional: Keys that may be missing.
         may_be: What it may be in place of a mapping.
+        wanted: The words for the mapping in an error.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     others: Any = None
     optional: tuple[str, ...] = ()
     may_be: Kind | None = None
+    wanted: str = "keys with values"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,17 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Words:
+    """One of the words of a table, to which users may add.
+
+    Args:
+        classes: Word to class.
+    """
+
+    classes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Model:
     """A mapping with the ``name`` of a model and its arguments, or one with ``_target_``.
 
@@ -96,16 +110,18 @@ class Model:
 
 
 QUANTIZER = Named(QUANTIZERS, ("spec", "scale_shape", "has_batch"))
-OBSERVER = words(*OBSERVERS)
+OBSERVER = Words(OBSERVERS)
 PATCH = Group(
     {**FORMAT_KINDS, "quantizer": QUANTIZER, "observer": OBSERVER},
     optional=tuple(FORMAT_KINDS),
     may_be=words(FLOAT) | NULL,
+    wanted="a format such as {bits: 4}",
 )
 RULE = Group(
     {"match": WORD, "weight": PATCH, "activation": PATCH, "optional": FLAG},
     optional=("match", "weight", "activation", "optional"),
     may_be=NULL,
+    wanted="a rule such as {match: linear, weight: {bits: 4}}",
 )
 BATCHES = whole(1) | Kind("a fraction above 0.0", number(above=0, high=1).fits) | NULL
 DEVICES = r"[1-9]\d*|\d+(,\d+)+,?|\d+,"
@@ -168,7 +184,10 @@ TABLE = Group(
         "keep_memory": FLAG,
         "target": WORD,
         "prediction": WORD | whole(0) | NULL,
+        "imports": MODULES,
         "ckpt": FILE | NULL,
+        "ckpt_key": WORD | NULL,
+        "ckpt_new_head": FLAG,
         "ckpt_path": FILE | NULL,
         "resume_changes": words("refuse", "allow"),
         "quantizer": Group({"weight": QUANTIZER, "activation": QUANTIZER, "ends": ENDS}),

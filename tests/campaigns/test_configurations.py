@@ -12,6 +12,7 @@ import pytest
 from qat.assemble import export_settings, make_schedule, make_scheme
 from qat.compose import compose_plain
 from qat.errors import QatError
+from qat.folders import find_folder
 from qat.settings.check import check
 from qat.settings.names import flatten
 from qat.trainer import make_trainer
@@ -34,7 +35,7 @@ TEXTS = {"abc", "a/b"}
 LEGITIMATE = {
     r"name": {"abc"},
     r"output_dir|scheme\.name|target": TEXTS,  # targets are looked up beside the table
-    r"ckpt|ckpt_path": {*TEXTS, None},  # files are looked for beside the table
+    r"ckpt|ckpt_key|ckpt_path": {*TEXTS, None},  # files are looked for beside the table
     r"scheme\.rules\.\w+(\.(weight|activation))?": {None},
     r"scheme\.rules\.\w+\.match": TEXTS,  # what matches nothing is known when the model is
     r"scheme\.rules\.body\.weight\.(axis|group_size)": {None},
@@ -63,6 +64,8 @@ LEGITIMATE = {
 def may_pass(key, value, before):
     """Whether a value is right after all; true is wherever there was a flag."""
     if value is True and isinstance(before, bool):
+        return True
+    if key == "imports" and value in ([], ["abc"]):  # modules are looked for beside the table
         return True
     if key == "trainer.deterministic" and value is True:
         return True
@@ -114,3 +117,36 @@ def test_every_key_with_every_wrong_value(tmp_path, record_property):
     assert passed == []
     assert unclear == []
     assert len(refused) > 300
+
+
+GIVEN = {
+    "model=custom": ["model._target_=torchvision.models.resnet18"],
+    "model=timm": ["model.model_name=resnet10t"],
+    "data=arrays": ["data.path=a.npz"],
+    "data=folder": ["data.root=images"],
+}
+"""What some choices cannot do without."""
+OPEN = r"model\.(?!name)\w+|callbacks\.\w+|logger\.\w+"
+"""Where names are the user's own: arguments of any class, and entries that may be null."""
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in find_folder("conf").glob("*/*.yaml")
+    if path.parent.name != "model" or path.stem in ("gpt", "linear", "custom", "timm")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_misspelled_key_of_every_choice(choice):
+    base = compose_plain(["recipe=tabular_w8a8", choice, *GIVEN.get(choice, [])])
+    group, _, word = choice.partition("=")
+    keys = [key for key in flatten(base) if key.startswith(f"{group}.")]
+    is_open = group == "model" and word in ("custom", "timm")
+    for key in keys:
+        for wrong in (f"{key}s", key[:-1], f"{key.rpartition('.')[0]}.nonsense"):
+            if wrong in keys or (re.fullmatch(OPEN, wrong) and (is_open or group != "model")):
+                continue
+            sentence = outcome(base, wrong, 1)
+            assert sentence is not None, wrong
+            assert wrong.rpartition(".")[2] in sentence

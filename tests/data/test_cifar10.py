@@ -6,9 +6,11 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import CIFAR10, cifar
 
 from qat.data import Cifar10Data
+from qat.data.source import IMAGENET_MEAN
 from qat.errors import ConfigError, DataError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -44,6 +46,11 @@ def test_original_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert data.input_shape == (3, 32, 32)
     assert sum(len(y) for _, y in data.train_dataloader()) == 40
     assert sum(len(y) for _, y in data.test_dataloader()) == 10
+    assert data.mean == IMAGENET_MEAN
+    plain = Cifar10Data(tmp_path, mean=[0, 0, 0], std=[1, 1, 1])
+    plain.setup()
+    pixels = next(iter(plain.test_dataloader()))[0] * 255
+    torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-4)
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +83,5 @@ def test_another_pickle_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_unknown_augmentation() -> None:
     with pytest.raises(ConfigError, match="got 'flip'"):
         Cifar10Data(augment="flip")
+    with pytest.raises(ConfigError, match=r"data\.mean to have 3 values, .*got \[0\.5\]"):
+        Cifar10Data(mean=[0.5])

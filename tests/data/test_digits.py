@@ -14,6 +14,11 @@ def test_split_and_normalisation() -> None:
     x = data._train.__getitems__([(0, i) for i in range(1297)])[0]
     assert abs(x.mean()) < 1e-3
     assert abs(x.std() - 1) < 1e-3
+    plain = DigitsData(channels=1, augment="none", mean=[0], std=[1])
+    plain.setup()
+    pixels = next(iter(plain.test_dataloader()))[0]
+    assert (pixels * 16 == (pixels * 16).round()).all()
+    assert (plain.mean, plain.std) == ((0.0,), (1.0,))
     other = DigitsData(channels=1, augment="none", seed=5)
     assert torch.equal(
         next(iter(other.test_dataloader()))[0], next(iter(data.test_dataloader()))[0]
@@ -39,3 +44,5 @@ def test_arguments_out_of_range() -> None:
         DigitsData(channels=0)
     with pytest.raises(ConfigError, match="got 'rotate'"):
         DigitsData(augment="rotate")
+    with pytest.raises(ConfigError, match=r"data\.std to have 3 values, .*got \[1, 1\]"):
+        DigitsData(std=[1, 1])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.datasets import ImageFolder
@@ -32,6 +33,24 @@ def test_colours_and_classes(root: Path) -> None:
     [(x, y)] = data.test_dataloader()
     assert x.shape == (8, 3, 12, 12)
     assert ((x[:, 0] > x[:, 2]).flatten(1).all(1) == (y == 1)).all()
+
+
+def test_mean_and_std_of_a_foreign_checkpoint(root: Path) -> None:
+    def images(**statistics: list[float]) -> torch.Tensor:
+        data = FolderData(root, size=12, batch_size=8, **statistics)
+        data.setup()
+        assert data._train is not None
+        random, _ = data._train.__getitems__([(0, i) for i in range(len(data._train))])
+        return torch.cat([next(iter(data.test_dataloader()))[0], random])
+
+    pixels, mean, std = images(mean=[0, 0, 0], std=[1, 1, 1]), [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+    expected = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(images(mean=mean, std=std), expected)
+    for wrong in ({"mean": [0.5]}, {"std": [1, 0, 1]}, {"mean": 0.5}):
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(wrong))} to"):
+            FolderData(root, **wrong)
 
 
 def test_part_named_test(root: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from torch.nn import functional as F
 from qat.errors import GraphError, SpecError
 from qat.fake_quant import FakeQuant
 from qat.graph.insert import prepare
+from qat.graph.lint import lint
 from qat.graph.plan import Plan
 from qat.graph.planner import make_plan
 from qat.graph.table import plan_table
+from qat.graph.targets import TARGETS
 from qat.graph.trace import capture
 from qat.models import build
-from qat.spec import Rule
-from tests.helpers import make_scheme
+from qat.spec import FLOAT, Rule
+from tests.helpers import WEIGHT, make_scheme
 
 
 def plan_of(model, shape, scheme=None) -> Plan:
@@ -255,6 +258,35 @@ def test_a_rule_that_matches_nothing_is_an_error_with_close_names():
         plan_of(conv_net(), (3, 8, 8), make_scheme(rules=rules))
     with pytest.raises(GraphError, match="rule 'tag'"):
         plan_of(conv_net(), (3, 8, 8), make_scheme(rules={"tag": Rule("@conv_transpose2d")}))
+
+
+@pytest.mark.parametrize(
+    ("rules", "idle"),
+    [
+        ({"mine": Rule("b", {"bits": 4})}, []),
+        ({"mine": Rule("@first|@last", {"bits": 8})}, []),  # says what the first rule says
+        ({"mine": Rule("*", {"bits": 4})}, [("body", "weight bits=8 .* as mine wins")]),
+        ({"mine": Rule("a", {"bits": 4}), "b": Rule("a", {"bits": 4})}, []),
+        (
+            {"mine": Rule("a|b", {"bits": 4}), "x": Rule("a", {"bits": 3}), "y": Rule("b", FLOAT)},
+            [("mine", "weight bits=4 .* as x, y wins")],
+        ),
+        (
+            {"mine": Rule("b", "float"), "two": Rule("b", {**WEIGHT, "bits": 4})},
+            [("mine", "weight float has no effect, as two wins")],
+        ),
+        ({"mine": Rule("@to:add|relu2", {"bits": 4})}, [("mine", "the rule matches no weight")]),
+        ({"mine": Rule("b", None, {"bits": 4})}, [("mine", "the rule matches no activation")]),
+        ({"mine": Rule("@to:add|relu2", {"bits": 4}, optional=True)}, []),
+    ],
+)  # fmt: skip
+def test_what_rules_say_in_vain_is_told(rules, idle):
+    found = plan_of(conv_net(), (3, 8, 8), make_scheme(rules=rules)).idle
+    assert [name for name, _ in found] == [name for name, _ in idle]
+    for (_, message), (_, expected) in zip(found, idle, strict=True):
+        assert re.search(expected, message), message
+    plan = Plan("test", idle=found)
+    assert [f.site for f in lint(plan, TARGETS["generic"])] == [f"rule {name}" for name, _ in idle]
 
 
 def test_formats_that_do_not_fit_name_their_site():

@@ -50,3 +50,19 @@ def test_tied_head_is_the_embedding():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="heads=3 does not divide width=16"):
         gpt(heads=3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"depth": 0}, r"model\.depth to be a whole number from 1 to 1000, got 0"),
+        ({"depth": 10**20}, r"model\.depth .*got 1000"),
+        ({"width": -1}, r"model\.width .*got -1"),
+        ({"width": 0.5}, r"model\.width .*got 0\.5"),
+        ({"heads": 3, "width": 8}, "heads=3 does not divide width=8"),
+        ({"width": 2**16, "depth": 1000}, "weights of gpt to fit into .*: lower its sizes"),
+    ],
+)
+def test_sizes_out_of_range(sizes, words):
+    with pytest.raises(ConfigError, match=words):
+        build("gpt", 8, **{"context": 4, **sizes})

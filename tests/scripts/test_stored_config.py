@@ -1,10 +1,18 @@
 """What stands beside or inside a file of somebody else runs nothing."""
 
 import shutil
+import sys
 
 import pytest
 import torch
 import yaml
+
+from qat.assemble import set_up
+from qat.compose import compose_plain
+from qat.errors import ConfigError
+from qat.observers import OBSERVERS, MinMax
+from qat.quantizers import LSQ, QUANTIZERS, Uniform, register
+from qat.run import _foreign_modules
 
 SHELL = {"_target_": "torch.utils.collect_env.run", "command": "touch MARK"}
 
@@ -77,3 +85,71 @@ def test_a_class_that_the_user_permits(call, table_run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert "--allow mine.Data" in call("verify", run)[2]
     assert call("verify", run, "--allow", "mine.Data")[0] == 0
+
+
+MODULE = """
+import qat.observers
+from qat.quantizers import LSQ, register
+
+@register("mine")
+class Mine(LSQ):
+    pass
+
+@qat.observers.register("wide")
+class Wide(qat.observers.MinMax):
+    pass
+"""
+
+
+@pytest.fixture
+def own_words(tmp_path, monkeypatch):
+    """A module that registers words, in reach of imports; afterwards nobody knows them."""
+    (tmp_path / "own_words.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_words"
+    sys.modules.pop("own_words", None)
+    QUANTIZERS.pop("mine", None)
+    OBSERVERS.pop("wide", None)
+
+
+@pytest.mark.parametrize("script", ["evaluate", "export"])
+def test_a_quantizer_of_the_users_own(script, call, refuse, table_run, tmp_path, own_words):
+    run = shutil.copytree(table_run, tmp_path / "run")
+    path = run / "checkpoints" / "last.ckpt"
+
+    def rename(config):
+        config["imports"] = [own_words]
+        for rule in config["scheme"]["rules"].values():
+            rule["weight"] = rule.get("weight") and {**rule["weight"], "quantizer": "mine"}
+
+    change_config(path, rename)
+    assert f"imports={own_words}: if you know it and trust it" in refuse(script, path)
+    assert "mine" not in QUANTIZERS
+    status, _, error = call(script, path, "--allow", own_words)
+    assert status == 0, error
+    if script == "evaluate":
+        change_config(path, lambda config: config.pop("imports"))  # as older runs have none
+        assert call(script, path, "--allow", own_words)[0] == 0
+
+
+def test_a_run_remembers_what_registered_its_words(own_words):
+    given = ["recipe=tabular_w8a8", "quantizer.ends.weight=mine", "observer.weight=wide"]
+    with pytest.raises(ConfigError, match=r"quantizer\.ends\.weight .* a module of imports"):
+        compose_plain(given)
+    config = compose_plain([*given, f"imports=[{own_words}]"])
+    assert _foreign_modules(set_up(config)) == [own_words]
+    assert _foreign_modules(set_up(compose_plain(["recipe=tabular_w8a8"]))) == []
+
+
+@pytest.mark.parametrize("imports", ["no_such_module", "[no_such_module]", "[../x]", "[5]"])
+def test_imports_that_cannot_be(imports):
+    with pytest.raises(ConfigError, match="imports to"):
+        compose_plain(["recipe=tabular_w8a8", f"imports={imports}"])
+
+
+def test_a_word_belongs_to_one_class():
+    for word, kind in (("lsq", type("Other", (LSQ,), {})), ("new", MinMax), ("", Uniform)):
+        with pytest.raises(ConfigError, match="expected"):
+            register(word)(kind)
+    assert register("lsq")(LSQ) is LSQ
+    assert "new" not in QUANTIZERS

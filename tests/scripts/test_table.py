@@ -47,6 +47,32 @@ def test_table_between_its_marks(tmp_path: Path) -> None:
     assert after == "\n<!-- /results -->\nafter\n"
 
 
+def test_runs_of_other_settings_have_rows_of_their_own(tmp_path: Path) -> None:
+    def settings(seed: int, quantizer: str, bits: int = 8, **more: object) -> str:
+        rules = {"body": {"weight": {"bits": bits, "quantizer": quantizer}, "match": "a|b"}}
+        groups = {"quantizer": {"weight": quantizer}, "scheme": {"rules": rules}}
+        return json.dumps({"data": {"path": str(seed)}, "seed": seed, **groups, **more})
+
+    runs = {
+        "a": (0, 80.0, settings(0, "lsq")),
+        "b": (1, 82.0, settings(1, "lsq", of_a_later_version=True, ckpt_key=None)),
+        "c": (0, 60.0, settings(0, "apot")),
+        "d": (0, 40.0, settings(0, "apot", 4)),
+        "e": (1, 62.0, settings(1, "apot")),
+        "f": (1, 63.0, settings(1, "apot", output_dir="elsewhere")),
+    }
+    for when, (name, (seed, accuracy, config)) in enumerate(runs.items()):
+        write(tmp_path / "runs" / name, seed, accuracy, when=when + 1)
+        (tmp_path / "runs" / name / "config.yaml").write_text(config)
+    done = run(tmp_path / "runs")
+    cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [(row[0], row[2], row[4]) for row in cells] == [
+        ("r", "0, 1", "61.50 ± 2.12"),
+        ("r, quantizer.weight=lsq", "0, 1", "81.00 ± 1.41"),
+        ("r, scheme.rules.body.weight.bits=4", "0", "40.00"),
+    ]
+
+
 def test_a_study_among_the_seeds_has_no_file(tmp_path: Path) -> None:
     for seed, accuracy in ((0, 88.0), (1, 90.0)):
         write(tmp_path / f"runs/{seed}", seed, accuracy, when=seed + 1)
