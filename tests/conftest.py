@@ -21,6 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums in another order would not be equal 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)  # a benchmark that ran in this process may have set more
 
 
 @pytest.fixture(autouse=True)
