@@ -39,6 +39,8 @@ def _reason(plan: Plan, sites: Sites, site_of: dict[fx.Node, str], node: fx.Node
     inputs = [sites.root(n) in site_of for n in sites.tensor_inputs(node)]
     if op in WEIGHTED and display_name(str(node.target)) not in plan.weights:
         return "the scheme leaves this layer in float"
+    if node in sites.exact.given and (row.reads_codes or row.elementwise):
+        return "ids or masks are computed from its exact values"
     if node in sites.reads_codes and not all(inputs):
         return "an input stays float"
     if row.elementwise and node not in sites.reads_codes:

@@ -83,7 +83,8 @@ class ModeTracer(fx.Tracer):
         """Whether ``m`` is called as it is."""
         if module_qualified_name in self.leaves or isinstance(m, _LAYERS):
             return True
-        return m.__module__.startswith("torch.nn.") and not m._modules
+        opens = bool(m._modules) or isinstance(m, nn.Sequential)  # an empty one is an identity
+        return m.__module__.startswith("torch.nn.") and not opens
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Record or look into a module; one that is made on the way has no name, and is opened."""

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format)
@@ -79,6 +79,7 @@ class Values:
             node.meta["macs"] = counter.get_total_flops() // 2 // batch
             node.meta["inner"] = {k: (shape, macs // batch) for k, (shape, macs) in inner.items()}
         node.meta["shape"] = self.shape(node)
+        node.meta["has_integers"] = any(map(_is_integer, tree_leaves(self.of[node][0])))
         return self.of[node]
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
@@ -189,6 +190,12 @@ def _multiplies(target: Any) -> bool:
     """Whether a function or method may do multiply-accumulates, which only counting can tell."""
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name not in ("mul", "mul_", "imul") and any(part in name for part in _PRODUCTS)
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether ``value`` is a tensor of integers or booleans."""
+    real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return isinstance(value, Tensor) and not real
 
 
 def is_plain(value: Any) -> bool:
