@@ -169,6 +169,6 @@ def _literal(arguments: tuple[Any, ...]) -> Kind:
 
 
 def _instance(annotation: Any, origin: Any) -> Kind:
-    if not inspect.isclass(annotation) or annotation is object or origin is not None:
+    if not inspect.isclass(annotation) or annotation in (object, Any) or origin is not None:
         return ANYTHING
     return Kind(f"a {annotation.__name__}", lambda value: isinstance(value, annotation))
