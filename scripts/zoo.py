@@ -26,7 +26,7 @@ from qat.terminal import terminal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STEPS = ("capture", "train", "convert", "export")
+STEPS = ("capture", "calibrate", "train", "convert", "export")
 START, END = "<!-- zoo -->", "<!-- /zoo -->"
 EPILOG = """
 examples:
@@ -48,11 +48,13 @@ class Row:
         keys_equal: Whether names and order of the checkpoint are the original's.
         quantized_share: Share of multiply-accumulates with integer weights and activations.
         seconds: For capture, plan and insertion.
+        calibration_error: Mean squared error of the outputs after calibration alone against the
+            float model's, over their variance.
         trained: Whether one quantized training step has a finite loss.
         converted: Whether conversion replays the fold stage, bit for bit.
         exported: Whether the file was written and runs.
         agreement: Share of equal predictions of onnxruntime and the fold stage.
-        error: What stopped it, or how predictions differ.
+        error: What stopped it, how predictions differ, or why calibration costs as much.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Row:
     keys_equal: bool | None = None
     quantized_share: float | None = None
     seconds: float | None = None
+    calibration_error: float | None = None
     trained: bool | None = None
     converted: bool | None = None
     exported: bool | None = None
@@ -88,6 +91,7 @@ def examine(name: str, until: str, samples: int) -> Row:
             result = TAKE[step](row, result, x)
     except (QatError, ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         row.error = " ".join(str(error).split())[:300] or type(error).__name__
+    row.error = "; ".join(filter(None, [above_limit(row), row.error]))
     return row
 
 
@@ -114,18 +118,45 @@ def capture(row: Row, model: nn.Module, x: Tensor) -> nn.Module:
     return captured
 
 
-def train(row: Row, model: Any, x: Tensor) -> nn.Module:
-    """Calibrate, and take one quantized training step."""
+def calibrate(row: Row, model: Any, x: Tensor) -> nn.Module:
+    """Calibrate, and compare with the float model."""
     import torch
-    from torch.nn import functional as F
-    from zoo_models import CLASSES
 
     from qat.fake_quant import activation_quants, weight_quants
     from qat.training.callbacks.calibrate import observe
     from qat.training.evaluate import first_output
 
+    model.eval()
+    with torch.no_grad():
+        expected = first_output(model(x)).double()
     observe(model, weight_quants(model), [x])
     observe(model, activation_quants(model), [x])
+    with torch.no_grad():
+        found = first_output(model.eval()(x)).double()
+    row.calibration_error = ((found - expected).square().mean() / expected.var()).item()
+    return model
+
+
+def above_limit(row: Row) -> str:
+    """Return why calibration may cost that much, or that it costs more than it may."""
+    from zoo_models import LIMIT, LIMITS
+
+    limit, reason = LIMITS.get(row.model, (LIMIT, ""))
+    if row.calibration_error is None or row.calibration_error <= LIMIT:
+        return ""
+    if row.calibration_error <= limit:
+        return reason
+    return f"calibration_error is above the limit {limit}"
+
+
+def train(row: Row, model: Any, x: Tensor) -> nn.Module:
+    """Take one quantized training step."""
+    import torch
+    from torch.nn import functional as F
+    from zoo_models import CLASSES
+
+    from qat.training.evaluate import first_output
+
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     loss = F.cross_entropy(first_output(model.train()(x)), torch.arange(len(x)) % CLASSES)
     loss.backward()
@@ -183,6 +214,7 @@ def reason(expected: Tensor, found: Tensor) -> str:
 
 TAKE: dict[str, Callable[[Row, Any, Any], Any]] = {
     "capture": capture,
+    "calibrate": calibrate,
     "train": train,
     "convert": convert,
     "export": export,

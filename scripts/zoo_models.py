@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CLASSES = 10
+LIMIT = 0.01
+"""Largest error after calibration that needs no reason."""
+_VANISHES = "random weights: values of its last blocks lie below the smallest scale"
+_EVEN = "random weights: attention is nearly even, and its codes too few to tell the rest"
+LIMITS = {
+    "mobilenet_v2": (4.0, _VANISHES),
+    "timm/deit_tiny_patch16_224": (0.5, _EVEN),
+}
+"""Model to its own limit, and the reason."""
 SIZES = {"inception_v3": 299, "maxvit_t": 224}
 TIMM = [
     "beit_base_patch16_224",

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from typing import Any
 
 import pytest
 from torch import nn
@@ -10,6 +11,7 @@ from qat.assemble import make_schedule
 from qat.compose import compose_plain
 from qat.errors import ConfigError, QatError
 from qat.settings.check import check
+from qat.settings.signature import kind_of
 from qat.trainer import make_trainer
 
 
@@ -166,3 +168,7 @@ def test_a_resume_needs_a_checkpoint(config, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"")
     with pytest.raises(QatError, match=r"ckpt_path .*last\.ckpt.* empty"):
         check(changed(config, "ckpt_path", str(tmp_path / "last.ckpt")))
+
+
+def test_an_argument_without_annotation_takes_anything():
+    assert all(kind_of(Any, default).fits(value) for default in (3, None) for value in (4, "text"))

@@ -21,13 +21,15 @@ _OPERATOR = (
     "eq ne lt le gt ge and_ or_ xor invert"
 )
 _TORCH = (
-    "abs add addmm all amax amin any arange argmax baddbmm bmm cat chunk clamp clone concat conv1d "
-    "conv2d conv3d cos cumsum div einsum eq erf exp expand_copy flatten flip full full_like gather "
-    "ge gt index_select le linspace log lt masked_fill matmul max max_pool1d max_pool2d maximum "
-    "mean meshgrid min minimum movedim mul narrow ne neg ones ones_like outer permute "
-    "pixel_shuffle pixel_unshuffle channel_shuffle pow reciprocal relu repeat_interleave reshape "
-    "roll rsqrt select sigmoid sin softmax split sqrt square squeeze stack std sub sum swapaxes "
-    "tanh tensor_split tile topk transpose tril triu unbind unflatten unsqueeze var where zeros "
+    "abs add addmm all amax amin any arange argmax argmin argsort baddbmm bmm bucketize cat ceil "
+    "chunk clamp clone concat conv1d conv2d conv3d cos cumsum div einsum eq erf exp expand_copy "
+    "flatten flip floor floor_divide fmod full full_like gather ge gt index_select isfinite isnan "
+    "le linspace log logical_and logical_not logical_or logical_xor lt masked_fill matmul max "
+    "max_pool1d max_pool2d maximum mean meshgrid min minimum movedim mul narrow ne neg ones "
+    "ones_like outer permute pixel_shuffle pixel_unshuffle channel_shuffle pow reciprocal relu "
+    "remainder repeat_interleave reshape roll round rsqrt scatter searchsorted select sigmoid sign "
+    "sin softmax sort split sqrt square squeeze stack std sub sum swapaxes take_along_dim tanh "
+    "tensor_split tile topk transpose tril triu trunc unbind unflatten unsqueeze var where zeros "
     "zeros_like"
 )
 _FUNCTIONAL = (
@@ -41,12 +43,14 @@ _FUNCTIONAL = (
     "tanhshrink threshold"
 )
 _METHODS = (
-    "abs add add_ all amax amin any argmax bmm bool chunk clamp clone contiguous cos cumsum detach "
-    "dim div eq erf exp expand expand_as flatten flip float gather ge gt index_select int le log "
-    "long lt masked_fill matmul max mean min movedim mul mul_ narrow ne neg new_full new_ones "
-    "new_zeros numel permute pow relu relu_ repeat repeat_interleave reshape reshape_as roll rsqrt "
-    "select sigmoid sin size softmax split sqrt square squeeze std sub sum swapaxes t tanh tile to "
-    "topk transpose tril triu type_as unbind unflatten unfold unsqueeze var view view_as"
+    "abs add add_ all amax amin any argmax argmin argsort bmm bool ceil chunk clamp clone "
+    "contiguous cos cumsum detach dim div eq erf exp expand expand_as flatten flip float floor "
+    "floor_divide fmod gather ge gt index_select int le log logical_and logical_not logical_or "
+    "logical_xor long lt masked_fill matmul max mean min movedim mul mul_ narrow ne neg new_full "
+    "new_ones new_zeros numel permute pow relu relu_ remainder repeat repeat_interleave reshape "
+    "reshape_as roll round rsqrt scatter select sigmoid sign sin size softmax sort split sqrt "
+    "square squeeze std sub sum swapaxes t tanh tile to topk transpose tril triu trunc type "
+    "type_as unbind unflatten unfold unsqueeze var view view_as"
 )
 _MODULES = (
     "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Linear Embedding "

@@ -8,16 +8,20 @@ stage computes.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from copy import deepcopy
+from typing import Any
 
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from qat.batch_norm import Stage, StagedBatchNorm
 from qat.codecs import ActivationCodec, Lookup, make_codec
 from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
+from qat.graph.data_arguments import data_arguments
 from qat.graph.dataflow import written_by
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
@@ -55,6 +59,7 @@ def convert(captured: Captured) -> fx.GraphModule:
     _convert_batch_norms(twin, graph, modules)
     _absorb_clips(twin, graph, modules)
     _repeat_quantizes(graph, modules, {c.site: n for n, c in codecs.items()})
+    _merge_quantizes(graph, modules)
     converted = fx.GraphModule(twin, graph, class_name="IntegerModel")
     converted.graph.eliminate_dead_code(
         lambda node: node.is_impure() or written_by(node, modules) is not None
@@ -139,6 +144,24 @@ def _repeat_quantizes(
             origin[again] = site
 
 
+def _merge_quantizes(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Quantize once what is moved alike in several places: exporters merge that, too."""
+    same: dict[fx.Node, str] = {}
+    first: dict[str, fx.Node] = {}
+    if any(node.target is operator.setitem for node in graph.nodes):
+        return  # what is moved may change in between
+    for node in list(graph.nodes):
+        codec = _codec(node, modules)
+        args: Any = map_arg((node.args, node.kwargs), same.__getitem__)
+        what = node.target if codec is not None else modules.get(str(node.target), node.target)
+        is_moved = codec is not None or moves_codes(node, op_name(node, modules))
+        known = first.setdefault(f"{what}{args}" if is_moved else node.name, node)
+        same[node] = known.name
+        if codec is not None and known is not node:
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
+
+
 def _origin(
     node: fx.Node, name: str, modules: dict[str, nn.Module], origin: dict[fx.Node, str | None]
 ) -> str | None:
@@ -148,7 +171,8 @@ def _origin(
         return codec.site
     if not moves_codes(node, name):
         return None
-    sources = [n for n in node.all_input_nodes if origin[n] or n.meta.get("shape") is not None]
+    data = data_arguments(node, name)
+    sources = [n for n in data if origin[n] or n.meta.get("shape") is not None]
     found = {origin[n] for n in sources}
     return found.pop() if len(found) == 1 else None
 

@@ -6,7 +6,9 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import clone, fx, nn
+
+from qat.graph.ops import OPS, UNKNOWN
 
 IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem}
 
@@ -18,22 +20,35 @@ class Dataflow(NamedTuple):
         data: Those that hold values of the data.
         filled: Those of them that hold such values only since they were written into them.
         changed: Those that are written into and read afterwards.
+        writes: What changes a tensor in place, to the node whose tensor that is.
+        storage: Node to the node that made its memory, where it may be a view.
     """
 
     data: set[fx.Node]
     filled: set[fx.Node]
     changed: set[fx.Node]
+    writes: dict[fx.Node, fx.Node]
+    storage: dict[fx.Node, fx.Node]
+
+    def overwritten(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """Return those of ``nodes`` into whose memory anything writes, at any time."""
+        memory = {self.storage[n] for n in self.writes.values()}
+        return {n for n in nodes if self.storage[n] in memory}
 
 
-def find_data(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> Dataflow:
+def find_data(
+    nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module], ops: Mapping[fx.Node, str]
+) -> Dataflow:
     """Follow the data through a graph.
 
     Args:
         nodes: All nodes, in order.
         modules: Name to module of the captured model.
+        ops: Node to the name of its operation.
     """
-    flow, overwritten = Dataflow(set(), set(), set()), set[fx.Node]()
+    flow, overwritten = Dataflow(set(), set(), set(), {}, {}), set[fx.Node]()
     for node in nodes:
+        flow.storage[node] = _storage(node, ops[node], flow)
         flow.changed.update(overwritten & set(node.all_input_nodes))
         reads = any(n in flow.data for n in node.all_input_nodes)
         if node.op == "placeholder" or (reads and not _is_size(node)):
@@ -41,10 +56,18 @@ def find_data(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> Dat
         target = written_by(node, modules)
         if target is not None:
             overwritten.add(target)
+            flow.writes[node] = target
         if target is not None and reads and target not in flow.data:
             flow.data.add(target)
             flow.filled.add(target)
     return flow
+
+
+def _storage(node: fx.Node, op: str, flow: Dataflow) -> fx.Node:
+    """Return whose memory a node may share: what moves values may return a view."""
+    source = node.args[0] if node.args else None
+    may_view = OPS.get(op, UNKNOWN).passes and node.target not in ("clone", clone)
+    return flow.storage[source] if may_view and isinstance(source, fx.Node) else node
 
 
 def _is_size(node: fx.Node) -> bool:

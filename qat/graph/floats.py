@@ -60,6 +60,8 @@ def _reason(kernels: Kernels, sites: Sites, node: fx.Node) -> str:
     op, row = sites.ops[node], sites.op(node)
     if op in WEIGHTED:
         return kernels.missing_layer(node)
+    if node in sites.exact.given and (row.reads_codes or row.elementwise):
+        return "ids or masks are computed from its exact values"
     if row.elementwise and node not in sites.reads_codes:
         return "nothing behind it reads integers"
     if row.reads_codes or row.elementwise:

@@ -42,7 +42,9 @@ def insert(captured: Captured, plan: Plan) -> None:
             if branch is not None:  # first: what stands behind the node then stands in front of it
                 _insert_behind(node, branch.site, branch.readers)
             if node.name in placed:
-                _insert_behind(node, placed[node.name])
+                past = plan.exact[mode].get(node.name, ())
+                quantized = [n.name for n in node.users if n.name not in past]
+                _insert_behind(node, placed[node.name], tuple(quantized))
     for name in plan.batch_norms:
         fixed = name in captured.evaluated
         stage_batch_norm(captured.get_submodule(name), fixed=fixed)
@@ -64,15 +66,12 @@ def _activation_quant(site: ActivationSite) -> FakeQuant:
     )
 
 
-def _insert_behind(node: fx.Node, site: str, readers: tuple[str, ...] | None = None) -> None:
-    """Let ``readers``, or all, read what the fake-quant of ``site`` makes of ``node``."""
+def _insert_behind(node: fx.Node, site: str, readers: tuple[str, ...]) -> None:
+    """Let ``readers`` read what the fake-quant of ``site`` makes of ``node``."""
     with node.graph.inserting_after(node):
         target = f"{CONTAINER}.{activation_key(site)}"
         quant = node.graph.create_node("call_module", target, (node,))
-    node.replace_all_uses_with(
-        quant,
-        delete_user_cb=lambda user: user is not quant and (readers is None or user.name in readers),
-    )
+    node.replace_all_uses_with(quant, delete_user_cb=lambda user: user.name in readers)
 
 
 def _quantize_weight(captured: Captured, container: nn.Module, site: WeightSite) -> None:

@@ -50,6 +50,8 @@ MODULES: dict[type[nn.Module], str] = {
     nn.Dropout1d: "dropout",
     nn.Dropout2d: "dropout",
     nn.Dropout3d: "dropout",
+    nn.AlphaDropout: "dropout",
+    nn.FeatureAlphaDropout: "dropout",
     nn.Identity: "identity",
     nn.ZeroPad2d: "pad",
     nn.PixelShuffle: "reshape",
@@ -121,10 +123,14 @@ FUNCTIONS: dict[object, str] = {
     torch.pixel_unshuffle: "reshape",
     torch.channel_shuffle: "reshape",
     torch.clone: "identity",
+    operator.pos: "identity",
     F.dropout: "dropout",
     F.dropout1d: "dropout",
     F.dropout2d: "dropout",
     F.dropout3d: "dropout",
+    F.alpha_dropout: "dropout",
+    F.feature_alpha_dropout: "dropout",
+    torch.dropout: "dropout",
     operator.getitem: "slice",
     torch.chunk: "slice",
     torch.split: "slice",
@@ -179,13 +185,17 @@ METHODS: dict[str, str] = {
     "select": "slice",
     "clone": "identity",
     "detach": "identity",
+    "cpu": "identity",
     "to": "identity",
     "float": "identity",
+    "type": "identity",
     "type_as": "identity",
     "tanh": "tanh",
     "chunk": "slice",
     "split": "slice",
 }
+
+ATTRIBUTES = {"data": "identity", **dict.fromkeys(("device", "dtype", "shape", "ndim"), "size")}
 
 
 def module_name(module: nn.Module) -> str:
@@ -227,6 +237,10 @@ def _variant(name: str, node: fx.Node, module: nn.Module | None = None) -> str:
     """Tell apart what one function can be."""
     if name == "average_pool" and _averages_features(node):
         return "mean"
+    if node.target is getattr:
+        return ATTRIBUTES.get(str(node.args[1]), "")
+    if name == "identity" and node.op == "call_method" and node.meta.get("shape") is None:
+        return "cast"
     if name == "interpolate":
         mode = getattr(module, "mode", node.kwargs.get("mode", "nearest"))
         return name if str(mode).startswith("nearest") else "resize"

@@ -145,6 +145,7 @@ class Plan:
         weights: Layer name to site.
         activations: Site name to site.
         placements: Mode to node name to the activation site whose fake-quant stands behind it.
+        exact: Mode to node name to the nodes that read it unquantized, for their decisions.
         branches: Mode to node name to what layers read of it in fewer bits than additions.
         batch_norms: Names of all batch-norms that can be frozen.
         floats: What stays float.
@@ -157,6 +158,7 @@ class Plan:
     weights: dict[str, WeightSite] = field(default_factory=dict)
     activations: dict[str, ActivationSite] = field(default_factory=dict)
     placements: dict[str, dict[str, str]] = field(default_factory=dict)
+    exact: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     branches: dict[str, dict[str, Branch]] = field(default_factory=dict)
     batch_norms: list[str] = field(default_factory=list)
     floats: list[FloatOp] = field(default_factory=list)

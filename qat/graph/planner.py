@@ -66,13 +66,15 @@ def _plan_activations(
 ) -> dict[fx.Node, str]:
     """Plan what stands behind nodes; return the root of each group to the site that layers read."""
     placed, branches = plan.placements.setdefault(mode, {}), plan.branches.setdefault(mode, {})
+    exact = plan.exact.setdefault(mode, {})
     site_of: dict[fx.Node, str] = {}
     for root, group in sites.groups().items():
         found = _activation_sites(rules, group, tags_of, sites)
         found = [s for s in found if mode == "eval" or s.name in plan.activations]
         plan.activations.update({s.name: plan.activations.get(s.name, s) for s in found})
         if found:
-            placed.update({n.name: found[0].name for n in group.producers})
+            placed.update({n.name: found[0].name for n in group.placed})
+            exact.update({n.name: tuple(r.name for r in p) for n, p in group.placed.items() if p})
             site_of[root] = found[-1].name
         if len(found) > 1:
             branches.update(branch_off(sites, group, found[-1].name))
@@ -175,7 +177,7 @@ def _weight_site(
         op=op,
         shape=shape,
         format=format_,
-        source=site_of.get(sites.root(node.all_input_nodes[0])),
+        source=site_of.get(sites.root(sites.exact.data[node][0])),
         batch_norm=norm,
         batch_norm_mode=batch_norm_mode(rules.scheme, format_.spec),
         macs=node.meta["macs"],

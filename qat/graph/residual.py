@@ -31,6 +31,7 @@ def branch_off(sites: Sites, group: Group, site: str) -> dict[str, Branch]:
     readers: dict[str, list[str]] = {}
     for layer in dict.fromkeys(layers):
         for source in sites.tensor_inputs(layer):
-            if sites.root(source) is sites.root(group.producers[0]):
+            is_whole = source not in sites.rewritten
+            if is_whole and sites.root(source) is sites.root(group.producers[0]):
                 readers.setdefault(source.name, []).append(layer.name)
     return {name: Branch(site, tuple(found)) for name, found in readers.items()}

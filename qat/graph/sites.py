@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qat.graph.dataflow import find_data
+from qat.graph.exact import Exact
 from qat.graph.op_names import moves_codes, op_name
-from qat.graph.ops import LAYERS, OPS, WEIGHTED, Op
+from qat.graph.ops import LAYERS, OPS, UNKNOWN, WEIGHTED, Op
 from qat.graph.view_modules import View
 from qat.graph.views import display_name
 from qat.subclass import has_own_forward
 
-_UNKNOWN = Op()
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -30,13 +30,15 @@ class Group:
 
     Attributes:
         name: The site's name.
-        producers: The nodes behind which the fake-quant stands.
+        producers: The nodes that make its values.
+        placed: The nodes behind which the fake-quant stands, with those that read past it.
         readers: The nodes that read the group as codes.
         nonnegative: No member has a negative value.
     """
 
     name: str
     producers: list[fx.Node]
+    placed: dict[fx.Node, list[fx.Node]]
     readers: list[fx.Node]
     nonnegative: bool
 
@@ -64,20 +66,29 @@ class Sites:
         self.tabulate = tabulate
         self.ops = {n: op_name(n, modules) for n in self.nodes}
         self.names = self._name_nodes(like)
-        self._root = {n: n for n in self.nodes}
-        for node in self.nodes:
-            if self.op(node).passes or self.op(node).joins:
-                for source in self.tensor_inputs(node):
-                    self._root[self.root(source)] = self.root(node)
-        self.flow = find_data(self.nodes, modules)
+        self.flow = find_data(self.nodes, modules, self.ops)
         self.data = self.flow.data
-        self.mixed = self._find_mixed()
+        self.exact = Exact(self.nodes, modules, self.ops, self.flow)
         self.nonnegative = self._find_nonnegative()
         self.reads_codes = self._find_readers()
+        self.exact.find_values(self.reads_codes)
+        self._root = {n: n for n in self.nodes}
+        for node in self.nodes:
+            if self.moves(node) and node not in self.exact.alone:
+                for source in self.tensor_inputs(node):
+                    self._root[self.root(source)] = self.root(node)
+        self.late = self._find_late()
+        self.rewritten = self.flow.changed | self.flow.overwritten(self.late)
+        self.mixed = self._find_mixed()
 
     def op(self, node: fx.Node) -> Op:
         """Return the row of the op table for ``node``."""
-        return OPS.get(self.ops[node], _UNKNOWN)
+        return OPS.get(self.ops[node], UNKNOWN)
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether the values of ``node`` are those of tensors that it reads."""
+        op = self.op(node)
+        return (op.passes or op.joins) and bool(self.tensor_inputs(node))
 
     def root(self, node: fx.Node) -> fx.Node:
         """Return the representative of the group that ``node`` belongs to."""
@@ -106,11 +117,11 @@ class Sites:
                     root = self.root(source)
                     group = result.setdefault(root, self._group(members[root]))
                     group.readers.append(node)
-        return {root: group for root, group in result.items() if group.producers}
+        return {root: group for root, group in result.items() if group.producers and group.placed}
 
     def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Return the inputs of ``node`` that are tensors of real values, or tuples of them."""
-        return [n for n in node.all_input_nodes if self._carries(n)]
+        """Return what ``node`` reads as data: tensors of real values, or tuples of them."""
+        return [n for n in self.exact.data[node] if self._carries(n)]
 
     def residual_name(self, group: Group) -> str:
         """Return the name of what additions read of a group, where layers read it otherwise."""
@@ -131,18 +142,42 @@ class Sites:
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether ``node`` holds values of a tensor, and not sizes."""
-        return self._is_tensor(node) or (self.op(node).passes and bool(self.tensor_inputs(node)))
+        return self._is_tensor(node) or self.moves(node)
 
     def _is_tensor(self, node: fx.Node) -> bool:
         return node.meta.get("shape") is not None
 
     def _group(self, members: list[fx.Node]) -> Group:
-        producers = [n for n in members if not (self.op(n).passes or self.op(n).joins)]
-        producers = [n for n in producers if n not in self.flow.filled]
+        producers = [n for n in members if not self.moves(n) and n not in self.flow.filled]
         producers = [n for n in producers if self._is_tensor(n) and n in self.data]
         joins = [n for n in members if self.op(n).joins]
         name = self.names[(joins + producers + members)[0]]
-        return Group(name, producers, [], all(self.nonnegative[n] for n in producers))
+        nonnegative = all(self.nonnegative[n] for n in producers)
+        return Group(name, producers, self._placed(members, producers), [], nonnegative)
+
+    def _placed(
+        self, members: list[fx.Node], producers: list[fx.Node]
+    ) -> dict[fx.Node, list[fx.Node]]:
+        """Return where fake-quants stand: behind the moves of what is decided on.
+
+        None stands behind what is written into afterwards: it would read the values of before.
+        """
+        placed: dict[fx.Node, list[fx.Node]] = {n: [] for n in producers if n not in self.late}
+        for node in [n for n in members if n in self.late & self.data]:
+            readers = {n for n in node.users if node in self.exact.data[n]}
+            quantized = readers - self.late - set(self.exact.readers(node))
+            if quantized and self._is_tensor(node) and node not in self.rewritten:
+                placed[node] = [n for n in node.users if n not in quantized]
+        return placed
+
+    def _find_late(self) -> set[fx.Node]:
+        """Return what decisions read unquantized, and what is moved of it."""
+        found = set(self.exact.values)
+        for node in self.nodes:
+            sources = self.tensor_inputs(node) if self.op(node).passes else []
+            if any(n in found and self.root(n) is self.root(node) for n in sources):
+                found.add(node)
+        return found
 
     def _name_nodes(self, like: Sites | None) -> dict[fx.Node, str]:
         known: dict[object, list[str]] = defaultdict(list)
@@ -181,9 +216,9 @@ class Sites:
 
     def _find_mixed(self) -> set[fx.Node]:
         """Return the nodes that hold values on a grid beside others: constants, a padding of 1."""
-        found = self.flow.filled | self.flow.changed
+        found = self.flow.filled | self.rewritten
         for node in self.nodes:
-            if not (self.op(node).passes or self.op(node).joins):
+            if not self.moves(node):
                 continue
             sources = self.tensor_inputs(node)
             adds = not moves_codes(node, self.ops[node])
@@ -213,14 +248,14 @@ class Sites:
             useful = op.elementwise and self._joins_data(node)
             useful = useful and any(n in found for n in self._readers_behind(node))
             table = self.tabulate and op.tabulated
-            if node in self.data and (op.reads_codes or alone or useful or table):
+            reads = op.reads_codes or alone or useful or table
+            if node in self.data and node not in self.exact.given and reads:
                 found.add(node)
         return found
 
     def _joins_data(self, node: fx.Node) -> bool:
-        sources = self.tensor_inputs(node)
-        tensors = [n for n in node.args if isinstance(n, fx.Node)]
-        return len(tensors) >= 2 and all(n in self.data for n in sources)
+        tensors = [n for n in node.args if isinstance(n, fx.Node) and self._carries(n)]
+        return len(tensors) >= 2 and all(n in self.data for n in self.tensor_inputs(node))
 
     def _readers_behind(self, node: fx.Node) -> Iterator[fx.Node]:
         for user in node.users:

@@ -108,7 +108,8 @@ class ModeTracer(fx.Tracer):
             return True
         if isinstance(m, _LAYERS):
             return not has_own_forward(type(m))
-        return m.__module__.startswith("torch.nn.") and not m._modules
+        opens = bool(m._modules) or isinstance(m, nn.Sequential)  # an empty one is an identity
+        return m.__module__.startswith("torch.nn.") and not opens
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Record or look into a module; one that is made on the way has no name, and is opened."""

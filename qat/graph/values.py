@@ -73,7 +73,9 @@ class Values:
             self.of[node] = (first, self._run(node, 1, MacCounter()))
         inner = {k: (shape, macs // batch) for k, (shape, macs) in counter.layers.items()}
         node.meta.update(macs=counter.macs // batch, inner=inner, shape=self.shape(node))
-        node.meta["is_real"] = any(map(_is_real, tree_leaves(self.of[node][0])))
+        found = tree_leaves(self.of[node][0])
+        node.meta["is_real"] = any(map(_is_real, found))
+        node.meta["has_integers"] = any(map(_is_integer, found))
         return self.of[node]
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
@@ -156,6 +158,12 @@ def _member(owner: Any, name: str) -> Any:
         if name in vars(owner)[store]:
             return vars(owner)[store][name]
     return getattr(owner, name)
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether ``value`` is a tensor of integers or booleans."""
+    real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return isinstance(value, Tensor) and not real
 
 
 def is_plain(value: Any) -> bool:

@@ -26,6 +26,7 @@ from qat.export.packed_graph import PackedGraph
 from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
+from qat.graph.data_arguments import change_arguments
 from qat.graph.dataflow import written_by
 from qat.graph.kernels import KERNEL_BITS, operands
 from qat.graph.op_names import moves_codes, op_name
@@ -216,13 +217,14 @@ class IntegerRun(fx.Interpreter):
 
     def _move(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run what only moves values on the steps of codes, where all share one grid."""
-        found: list[Any] = []
-        map_aggregate((args, kwargs), lambda v: found.append(v) if _holds_values(v) else None)
+        name, found = self._name(n), list[Any]()
+        change_arguments(name, args, kwargs, found.append, _real)
+        found = [v for v in found if _holds_values(v)]
         grids = {v.grid for v in found if isinstance(v, Codes)}
         if len(grids) != 1 or not all(isinstance(v, Codes) for v in found):
             return None
         (grid,) = grids
-        moved = self._call(n, args, kwargs, _steps)
+        moved = getattr(self, n.op)(n.target, *change_arguments(name, args, kwargs, _steps, _real))
         return map_aggregate(moved, lambda v: Codes(v, grid) if _is_real(v) else v)  # pyright: ignore[reportArgumentType]
 
 

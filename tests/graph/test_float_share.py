@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from qat.export.onnx import export_onnx
 from qat.graph.convert import convert
+from qat.graph.op_names import op_name
 from qat.graph.ops import OPS
 from qat.graph.planner import make_plan
 from qat.graph.trace import capture
@@ -102,7 +103,46 @@ ROWS = {
     ),
     "input": layer(nn.Identity),
     "constant": row(lambda m, x: x + m.weight.view(1, -1, 1, 1), lambda: nn.PReLU(WIDTH)),
+    "cast": sequence(lambda m, x: x * (x > 0).long().to(torch.int32)),
+    "size": sequence(lambda m, x: x * x.size(0)),
 }
+
+LENT = {
+    **{f"{n}_like": lambda x, n=n: getattr(torch, f"{n}_like")(x) for n in ("zeros", "ones")},
+    **{f"{n}_like": lambda x, n=n: getattr(torch, f"{n}_like")(x) * 0 for n in ("rand", "randn")},
+    "empty_like": lambda x: torch.empty_like(x).zero_(),
+    "full_like": lambda x: torch.full_like(x, 2.0),
+    "randint_like": lambda x: torch.randint_like(x, 1),
+    **{f"new_{n}": lambda x, n=n: getattr(x, f"new_{n}")(4) for n in ("zeros", "ones")},
+    "new_empty": lambda x: x.new_empty(4).zero_(),
+    "new_full": lambda x: x.new_full((4,), 2.0),
+    "new_tensor": lambda x: x.new_tensor([1.0]),
+    "arange": lambda x: torch.arange(x.size(0)).view(-1, 1, 1),
+    **{n: lambda x, n=n: getattr(torch, n)(x.size(0), 1, 4) for n in ("zeros", "ones")},
+    **{n: lambda x, n=n: getattr(torch, n)(x.size(0), 1, 4) * 0 for n in ("rand", "randn")},
+    "empty": lambda x: torch.empty(x.size(0), 1, 4).zero_(),
+    "full": lambda x: torch.full((x.size(0), 1, 4), 2.0),
+    "eye": lambda x: torch.eye(x.size(0), 4)[:, None],
+    "linspace": lambda x: torch.linspace(0, 1, x.size(0)).view(-1, 1, 1),
+    "randint": lambda x: torch.randint(1, (x.size(0), 1, 4)),
+    "tensor": lambda x: torch.tensor(x.size(0)),
+}
+"""What takes a size or a dtype of a tensor: none changes what it is added to at random."""
+
+STEPS = {
+    **{n: lambda x, n=n: getattr(torch, n)(x) for n in ("round", "floor", "ceil", "trunc", "fix")},
+    **{n: lambda x, n=n: getattr(torch, n)(x) for n in ("sign", "sgn")},
+    **{n: lambda x, n=n: getattr(x.clone(), n)() for n in ("round_", "floor_", "ceil_", "trunc_")},
+    "sign_": lambda x: x.clone().sign_(),
+    "heaviside": lambda x: torch.heaviside(x, x),
+    "floordiv": lambda x: x // 2,
+    "mod": lambda x: x % 2,
+    **{n: lambda x, n=n: getattr(torch, n)(x, 2) for n in ("floor_divide", "remainder", "fmod")},
+    "floor_divide_": lambda x: x.clone().floor_divide_(2),
+    **{n: lambda x, n=n: getattr(x.clone(), n)(2) for n in ("remainder_", "fmod_")},
+}
+ALIKE = {"lent": LENT, "steps": STEPS}
+"""Rows of the table that are alike: one model runs all of them."""
 
 
 class SameConv(nn.Conv2d):
@@ -266,6 +306,8 @@ FORMS = {
     ),
     "padded_with_ones": row(lambda m, x: F.pad(x, (1, 1), value=1.0)),
     "scaled_rows": lambda: Words(Rows),
+    "lent": sequence(lambda m, x: sum([x + f(x) for f in LENT.values()])),
+    "steps": sequence(lambda m, x: sum([f(x.softmax(-1)) + x for f in STEPS.values()])),
 }
 
 
@@ -311,7 +353,12 @@ LONG = {
 
 
 def test_every_operation_of_the_table_has_a_row_here():
-    assert set(ROWS) == set(OPS)
+    assert {*ROWS, *LENT, *STEPS} == set(OPS)
+    for name, rows in ALIKE.items():
+        model = FORMS[name]().eval()
+        captured = capture(model, example(model))
+        modules = dict(captured.named_modules())
+        assert {*rows} <= {op_name(n, modules) for n in captured.graphs["eval"].nodes}
 
 
 def test_a_batch_norm_behind_a_subclass_is_folded_where_its_layer_is_known():

@@ -462,6 +462,33 @@ def head_last(m, x):
     return (y, m.aux(y)) if m.training else y
 
 
+class Nothing(nn.Sequential):
+    """An empty container under a name of its own."""
+
+
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        nn.Sequential(),
+        nn.Sequential(nn.Sequential(), nn.Identity()),
+        Nothing(),
+        nn.Dropout(0.0),
+        nn.AlphaDropout(0.0),
+        Net(lambda _, x: +x.data.cpu()),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_does_nothing_has_no_site(shortcut):
+    def residual(m, x):
+        x = m.r(m.a(x))
+        return m.c(m.r(m.b(x) + m.shortcut(x)))
+
+    layers = {n: nn.Linear(4, 4) for n in ("a", "b", "c")}
+    plan = plan_of(Net(residual, r=nn.ReLU(), shortcut=shortcut, **layers), (4,))
+    assert set(plan.activations) == {"input.x", "r", "b", "r_2"}
+    assert not plan.floats
+
+
 def test_what_only_training_runs_decides_nothing():
     layers = {n: nn.Linear(4, 4) for n in ("a", "b", "aux")}
     plan = plan_of(Net(head_last, **layers), (4,), make_scheme(4, 4, rules=ENDS))

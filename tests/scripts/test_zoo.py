@@ -66,6 +66,7 @@ def test_a_model_goes_all_the_way(tmp_path, capsys, zoo):
     good, bad = json.loads(found.read_text())
     assert (good["trained"], good["converted"], good["exported"]) == (True, True, True)
     assert good["agreement"] == 1.0
+    assert 0 < good["calibration_error"] < 0.1
     assert not bad["captured"]
     assert "nosuch" in bad["error"]
     assert len(capsys.readouterr().out.splitlines()) == 2
@@ -93,6 +94,19 @@ def test_a_fitted_head_tells_the_samples_apart(load_script, head):
     x = models.pictures(10, 16)
     models.decide(model, x)
     assert torch.equal(model(x).argmax(1), torch.arange(10))
+
+
+def test_an_error_above_the_limit_has_its_reason(zoo, load_script):
+    limit, reason = load_script("zoo_models").LIMITS["mobilenet_v2"]
+    rows = {
+        ("mobilenet_v2", limit): reason,
+        ("mobilenet_v2", 2 * limit): f"calibration_error is above the limit {limit}",
+        ("resnet18", 0.01): "",
+        ("resnet18", 0.02): "calibration_error is above the limit 0.01",
+        ("resnet18", None): "",
+    }
+    found = {k: zoo.above_limit(zoo.Row(k[0], calibration_error=k[1])) for k in rows}
+    assert found == rows
 
 
 def test_table_shows_what_was_not_reached_as_empty(zoo):
