@@ -37,7 +37,7 @@ def frozen_forwards(model: nn.Module) -> dict[nn.Module, Callable[[Any], Any]]:
 
 
 def _is_frozen_class(module: nn.Module) -> bool:
-    tensors = module._buffers.keys() | module._parameters.keys()
+    tensors = {*module._buffers.keys(), *module._parameters.keys()}
     named = any(FROZEN_CLASS in kind.__name__ for kind in type(module).__mro__)
     return named and not module._modules and tensors >= BUFFERS
 
