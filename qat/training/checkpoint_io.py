@@ -12,6 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from qat.errors import CheckpointError
 from qat.files import replacing
@@ -56,12 +58,17 @@ class CheckOptimizers(pl.Callback):
     """Compare what a checkpoint brought for the optimizers with what they need, before a step."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at options and at tensors of every parameter.
+        """Look at rates, counters, options, and tensors of every parameter.
 
         Raises:
             CheckpointError: If one is missing or has another shape.
         """
         del pl_module
+        if wrong := _unfit_plan(trainer):
+            raise CheckpointError(
+                "expected a checkpoint with numbers for rates and counters, got other values in "
+                f"{wrong[0]}: resume from another .ckpt of the run."
+            )
         for optimizer in trainer.optimizers:
             if wrong := _unfit(optimizer):
                 raise CheckpointError(
@@ -69,6 +76,34 @@ class CheckOptimizers(pl.Callback):
                     f"whose {wrong[0]} is missing or of another shape: resume from another .ckpt "
                     "of the run."
                 )
+
+
+def _unfit_plan(trainer: pl.Trainer) -> list[str]:
+    """Return schedules of rates, and counters of loops, that a step would stumble over."""
+    schedules = [
+        f"lr_schedulers {i}"
+        for i, c in enumerate(trainer.lr_scheduler_configs)
+        if not _fits(c.scheduler)
+    ]
+    counters = {k: v for k, v in trainer.fit_loop.state_dict().items() if k.endswith("progress")}
+    return schedules + [
+        k for k, v in counters.items() if not all(type(n) in (int, bool) for n in tree_leaves(v))
+    ]
+
+
+def _fits(scheduler: Any) -> bool:
+    """Whether what a schedule of rates counts and multiplies is numbers, one for each group."""
+    groups, state = len(scheduler.optimizer.param_groups), vars(scheduler)
+    rates = [state[name] for name in ("base_lrs", "_last_lr") if name in state]
+    counts = [state[name] for name in ("last_epoch", "_step_count") if name in state]
+    return all(type(n) is int for n in counts) and all(
+        isinstance(values, list) and len(values) == groups and all(map(_is_number, values))
+        for values in rates
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor)
 
 
 def _unfit(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -36,6 +36,7 @@ LEGITIMATE = {
     r"name": {"abc"},
     r"output_dir|scheme\.name|target": TEXTS,  # targets are looked up beside the table
     r"ckpt|ckpt_key|ckpt_path": {*TEXTS, None},  # files are looked for beside the table
+    r"prediction": {*TEXTS, None, 0, 1},  # outputs are looked for in the model
     r"scheme\.rules\.\w+(\.(weight|activation))?": {None},
     r"scheme\.rules\.\w+\.match": TEXTS,  # what matches nothing is known when the model is
     r"scheme\.rules\.body\.weight\.(axis|group_size)": {None},
