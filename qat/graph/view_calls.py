@@ -89,10 +89,8 @@ def _conv(kind: type[nn.Module], rank: int) -> Any:
         del tracer
         if not _all_stored(weight, bias):
             return None
-        out, width = weight.fakes[0].shape[:2]
-        sizes = {"out_channels": out, "in_channels": width * groups, "transposed": False}
         options = _conv_options(weight, rank, stride, padding, dilation, groups)
-        return Call(kind, input, {"weight": weight, "bias": bias}, {**options, **sizes})
+        return Call(kind, input, {"weight": weight, "bias": bias}, options)
 
     return build
 
@@ -112,11 +110,11 @@ def _conv_transpose(kind: type[nn.Module], rank: int) -> Any:
         del tracer
         if not _all_stored(weight, bias):
             return None
-        width, out = weight.fakes[0].shape[:2]
-        sizes = {"out_channels": out * groups, "in_channels": width, "transposed": True}
         options = _conv_options(weight, rank, stride, padding, dilation, groups)
+        width, out = weight.fakes[0].shape[:2]
+        options |= {"out_channels": out * groups, "in_channels": width, "transposed": True}
         options["output_padding"] = _tuple(output_padding, rank)
-        return Call(kind, input, {"weight": weight, "bias": bias}, {**options, **sizes})
+        return Call(kind, input, {"weight": weight, "bias": bias}, options)
 
     return build
 
@@ -124,8 +122,13 @@ def _conv_transpose(kind: type[nn.Module], rank: int) -> Any:
 def _conv_options(
     weight: Any, rank: int, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> dict[str, Any]:
+    """Return the options of a convolution that is not transposed."""
     stride, padding, dilation = (_tuple(v, rank) for v in (stride, padding, dilation))
+    out, width = weight.fakes[0].shape[:2]
     return {
+        "out_channels": out,
+        "in_channels": width * groups,
+        "transposed": False,
         "stride": stride,
         "padding": padding,
         "dilation": dilation,
