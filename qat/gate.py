@@ -16,20 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from qat.calls import Call
+from qat.export.agreement import compare_outputs, compare_trees, paired_interval
 from qat.export.outcome import Counts
 from qat.export.packed import first_packed_difference, holds_graph
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.storage import Storage
-from qat.export.verify import (
-    DECISIVE,
-    Verification,
-    compare_outputs,
-    compare_sites,
-    compare_trees,
-    paired_interval,
-    save_first_difference,
-)
+from qat.export.verify import DECISIVE, Verification, compare_sites, save_first_difference
 from qat.graph.captured import Captured
 from qat.held import hold
 from qat.outputs import ONE_OUTPUT, named_tensors

@@ -183,9 +183,9 @@ def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 def export(row: Row, made: Any, x: Tensor) -> None:
     """Export and compare the predictions of the file."""
+    from qat.export.agreement import compare_outputs
     from qat.export.onnx import export_onnx
     from qat.export.runtime import OnnxModel
-    from qat.export.verify import compare_outputs
     from qat.training.evaluate import first_output
 
     model, expected = made

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from qat.codecs import DynamicCodec
+from qat.export.agreement import compare_outputs
 from qat.export.onnx import export_onnx
 from qat.export.packed import load_packed, save_packed
 from qat.export.runtime import OnnxModel
-from qat.export.verify import compare_outputs
 from qat.graph.convert import convert
 from qat.integer_layers import IntegerLayer
 from qat.layers import quantized_layers

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from qat.errors import ExportError
+from qat.export.agreement import compare_outputs
 from qat.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from qat.export.runtime import OnnxModel
-from qat.export.verify import compare_outputs, compare_sites
+from qat.export.verify import compare_sites
 from qat.graph.convert import convert
 from qat.integer_layers import IntegerLayer
 from qat.models import build

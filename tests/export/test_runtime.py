@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from qat.errors import ConfigError, ExportError
+from qat.export.agreement import compare_outputs
 from qat.export.runtime import OnnxModel
-from qat.export.verify import compare_outputs
 from qat.models import build
 from qat.runtimes.openvino import OpenVinoModel
 from qat.runtimes.table import RUNTIMES, find_runtime

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchvision
 
+from qat.export.agreement import compare_outputs
 from qat.export.runtime import OnnxModel
-from qat.export.verify import compare_outputs, compare_sites
+from qat.export.verify import compare_sites
 from qat.models import build
 from qat.reference.run import IntegerRun
 from qat.spec import Rule

@@ -13,10 +13,11 @@ from torch import nn
 
 from qat.data import DigitsData
 from qat.errors import ConfigError
+from qat.export.agreement import compare_outputs
 from qat.export.onnx import export_onnx
 from qat.export.runtime import OnnxModel
 from qat.export.storage import check_storage
-from qat.export.verify import compare_outputs, compare_sites
+from qat.export.verify import compare_sites
 from qat.graph.convert import convert
 from qat.integer_layers import IntegerLayer
 from qat.models import build

@@ -12,12 +12,13 @@ from torch import nn
 
 from qat.calls import Call
 from qat.errors import ExportError, GraphError
+from qat.export.agreement import compare_trees
 from qat.export.file_call import FileCall
 from qat.export.onnx import export_onnx
 from qat.export.packed import first_packed_difference, save_packed
 from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites
-from qat.export.verify import compare_sites, compare_trees
+from qat.export.verify import compare_sites
 from qat.graph.convert import convert
 from qat.graph.insert import prepare
 from qat.layers import fold

@@ -6,20 +6,17 @@ import pytest
 import torch
 
 from qat.errors import ExportError, VerificationError
-from qat.export.onnx_file import write_onnx
-from qat.export.runtime import OnnxModel
-from qat.export.sites import check_sites, sources
-from qat.export.verify import (
+from qat.export.agreement import (
     OutputDifference,
-    SiteDifference,
-    Verification,
     compare_outputs,
-    compare_sites,
     compare_trees,
     compare_values,
     paired_interval,
-    save_first_difference,
 )
+from qat.export.onnx_file import write_onnx
+from qat.export.runtime import OnnxModel
+from qat.export.sites import check_sites, sources
+from qat.export.verify import SiteDifference, Verification, compare_sites, save_first_difference
 from qat.reference.run import IntegerRun
 
 

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from qat.errors import ExportError
+from qat.export.agreement import compare_outputs
 from qat.export.executorch import export_executorch
-from qat.export.verify import compare_outputs
 from qat.graph.convert import convert
 from qat.models import build
 from qat.reference.run import IntegerRun
