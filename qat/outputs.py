@@ -146,8 +146,9 @@ def _choose(outputs: Outputs, wanted: str | int | None, classes: int) -> str | N
     tensors = outputs.tensors
     fitting = [x.name for x in tensors if _fits(x, classes)]
     if outputs.is_alone or (wanted is None and len(tensors) == 1):
-        if not tensors or not _may_predict(tensors[0], classes):
-            raise _refused(outputs, None, classes)
+        is_named = wanted is None or str(wanted) in ("0", ONE_OUTPUT, LOGITS)
+        if not tensors or not _may_predict(tensors[0], classes) or not is_named:
+            raise _refused(outputs, None if wanted is None else str(wanted), classes)
         return None if outputs.is_alone else tensors[0].name
     if wanted is None:
         best = [name for name in fitting if name == LOGITS] or fitting

@@ -168,6 +168,7 @@ def test_the_prediction_is_chosen_by_name_shape_or_place(output, wanted, name):
         ((FEATURES[:, :2], LOGITS), 0, r"prediction=0, got output.0 \(3, 2\), output.1 \(3, 5\)"),
         ({"y": LOGITS, "x": FEATURES}, "x", r"prediction=x, got y \(3, 5\), x \(3, 8\)"),
         ({"logits": LOGITS, "x": FEATURES}, "loigts", r"prediction=loigts, got logits \(3, 5\), x"),
+        (LOGITS, "aux", r"prediction=aux, got output \(3, 5\)"),
         ({"n": 3}, None, "got no tensor"),
         ({"best": LOGITS > 0, "mean": LOGITS.mean(1)}, None, r"got best \(3, 5\), mean \(3\)"),
     ],
