@@ -22,7 +22,7 @@ from qat.errors import ExportError
 from qat.fake_quant import FakeQuant
 from qat.graph.captured import Captured
 from qat.graph.data_arguments import data_arguments
-from qat.graph.dataflow import written_by
+from qat.graph.dataflow import find_data, written_by
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import OPS, UNCHANGED, Op
 from qat.integer_layers import ChannelAffine, convert_layer
@@ -132,9 +132,12 @@ def _repeat_quantizes(
     Runtimes form an integer operator only where a quantize stands right in front of it.
     """
     origin: dict[fx.Node, str | None] = {}
-    for node in list(graph.nodes):
-        name = op_name(node, modules)
+    ops = {node: op_name(node, modules) for node in graph.nodes}
+    aliased = find_data(ops, modules, ops).aliased()
+    for node, name in ops.items():
         origin[node] = site = _origin(node, name, modules, origin)
+        if node in aliased:  # another quantize would copy what is still to be written into
+            continue
         if site in codecs and moves_codes(node, name) and _wants_quantize(node, name, modules):
             with graph.inserting_after(node):
                 again = graph.create_node("call_module", codecs[site], (node,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,14 @@ class Dataflow(NamedTuple):
         memory = {self.storage[n] for n in self.writes.values()}
         return {n for n in nodes if self.storage[n] in memory}
 
+    def aliased(self) -> set[fx.Node]:
+        """Return what shares memory that is written into and read afterwards."""
+        members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for node, memory in self.storage.items():
+            members[memory].append(node)
+        read = [members[self.storage[n]] for n in self.changed]
+        return {node for same in read if len(same) > 1 for node in same}
+
 
 def find_data(
     nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module], ops: Mapping[fx.Node, str]
@@ -49,13 +58,13 @@ def find_data(
     flow, overwritten = Dataflow(set(), set(), set(), {}, {}), set[fx.Node]()
     for node in nodes:
         flow.storage[node] = _storage(node, ops[node], flow)
-        flow.changed.update(overwritten & set(node.all_input_nodes))
+        flow.changed.update(n for n in node.all_input_nodes if flow.storage[n] in overwritten)
         reads = any(n in flow.data for n in node.all_input_nodes)
         if node.op == "placeholder" or (reads and not _is_size(node)):
             flow.data.add(node)
         target = written_by(node, modules)
         if target is not None:
-            overwritten.add(target)
+            overwritten.add(flow.storage[target])
             flow.writes[node] = target
         if target is not None and reads and target not in flow.data:
             flow.data.add(target)

@@ -78,7 +78,7 @@ class Sites:
                 for source in self.tensor_inputs(node):
                     self._root[self.root(source)] = self.root(node)
         self.late = self._find_late()
-        self.rewritten = self.flow.changed | self.flow.overwritten(self.late)
+        self.rewritten = self.flow.changed | self.flow.aliased() | self.flow.overwritten(self.late)
         self.mixed = self._find_mixed()
 
     def op(self, node: fx.Node) -> Op:

@@ -12,6 +12,7 @@ Source: Jacob et al., arXiv:1712.05877, section 2.2; the multiplier there is a f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from qat.fake_quant import FakeQuant
 from qat.functional.affine import full_precision
 from qat.graph.captured import Captured
 from qat.graph.data_arguments import change_arguments
-from qat.graph.dataflow import written_by
+from qat.graph.dataflow import find_data, written_by
 from qat.graph.kernels import KERNEL_BITS, operands
 from qat.graph.op_names import moves_codes, op_name
 from qat.graph.ops import LAYERS, OPS, UNCHANGED
@@ -87,6 +88,12 @@ class IntegerRun(fx.Interpreter):
             result = self.run(*tensors)
         return result if self.outputs is None else self.outputs.build(result)
 
+    @cached_property
+    def _aliased(self) -> set[fx.Node]:
+        graph: Any = self.graph
+        ops = {n: self._name(n) for n in graph.nodes}
+        return find_data(ops, self.submodules, ops).aliased()
+
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node: a real tensor, ``Codes`` or a ``Pending`` result."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -96,6 +103,8 @@ class IntegerRun(fx.Interpreter):
         if isinstance(result, Accumulator) and result is not args[0]:
             self._watch(n, result)
         result = self._on_reals(n, args, kwargs) if result is None else result
+        if n in self._aliased:
+            result = _real(result)  # a write into one of them is a write into all
         target = written_by(n, self.submodules)
         if target is not None and result is not None:
             self.env[target] = result

@@ -224,6 +224,23 @@ class Experts(nn.Module):
         return (result @ result.T @ result).view(x.shape)
 
 
+def scaled_part(m, x):
+    part = x[:, 1:3]
+    part.mul_(0.5)
+    return m(x)
+
+
+def set_part(m, x):
+    part = x[:, 1:3]
+    part[:, 0] = 3.0
+    return m(x)
+
+
+def scaled_transposed(m, x):
+    x.transpose(1, 2).mul_(0.5)
+    return m(x)
+
+
 def overwritten(m, x):
     x[:, 0] = 3.0
     x.clamp_(0.0, 1.0)
@@ -300,6 +317,9 @@ FORMS = {
     ),
     "sdpa": sequence(lambda m, x: F.scaled_dot_product_attention(x, x, x)),
     "gelu_of_sum": sequence(lambda m, x: F.gelu(x + x.flip(1))),
+    "scaled_part": sequence(scaled_part, lambda: nn.Linear(WIDTH, WIDTH)),
+    "set_part": sequence(set_part, lambda: nn.Linear(WIDTH, WIDTH)),
+    "scaled_transposed": sequence(scaled_transposed, lambda: nn.Linear(WIDTH, WIDTH)),
     "overwritten": sequence(overwritten, lambda: nn.ReLU(inplace=True)),
     "class_token": sequence(
         lambda m, x: torch.cat([m.bias.expand(len(x), 1, -1), x], 1), lambda: nn.Linear(4, 4)
@@ -385,8 +405,9 @@ def test_states_saved_when_such_a_layer_was_a_module_of_its_own_come_back():
     assert torch.equal(again(x), captured(x))
 
 
-def test_what_is_written_into_a_tensor_is_not_lost_on_the_way_to_integers():
-    model = FORMS["overwritten"]().eval()
+@pytest.mark.parametrize("form", ["overwritten", "scaled_part", "set_part", "scaled_transposed"])
+def test_what_is_written_into_a_tensor_is_not_lost_on_the_way_to_integers(form):
+    model = FORMS[form]().eval()
     x = example(model)
     captured, *_ = planned(model, x)
     expected = captured(x)
