@@ -39,6 +39,7 @@ FREE = (
             "learning_rate",
             "lines",
             "monitor",
+            "probe_rate",  # what it chose is saved
             "progress",
         )
     ),
@@ -134,16 +135,17 @@ def differences(
         free: Patterns of keys to leave out, beside ``FREE``.
     """
     first, second = _flat(old), _flat(new)
-    for key in second.keys() - first.keys():  # of later versions, and off
-        if second[key] in OFF:
-            del second[key]
     pairs = {
         key: (first.get(key, ABSENT), second.get(key, ABSENT))
         for key in sorted({*first, *second}, key=lambda k: (k.startswith("callbacks."), k))
         if not any(fnmatchcase(key, pattern) for pattern in (*FREE, *free))
     }
-    unset = (ABSENT, repr(None))  # a key that is null is as one that older runs do not have
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not {a, b} <= {*unset}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not _is_off(pair)}
+
+
+def _is_off(pair: tuple[str, str]) -> bool:
+    """Whether one side lacks a key, as older runs do, and the other has it switched off."""
+    return ABSENT in pair and any(value in OFF for value in pair)
 
 
 def listed(changed: Mapping[str, tuple[str, str]]) -> str:

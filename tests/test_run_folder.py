@@ -245,3 +245,4 @@ def test_differences_name_both_values_and_what_is_nowhere():
     assert differences(SETTINGS, SETTINGS) == {}
     later = {**SETTINGS, "off": False, "none": None, "on": True}
     assert differences(SETTINGS, later) == {"on": ("nothing", "True")}
+    assert differences(later, SETTINGS) == {"on": ("True", "nothing")}

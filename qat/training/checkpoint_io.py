@@ -64,7 +64,7 @@ class CheckOptimizers(pl.Callback):
             CheckpointError: If one is missing or has another shape.
         """
         del pl_module
-        if wrong := _unfit_plan(trainer):
+        if wrong := _without_numbers(trainer):
             raise CheckpointError(
                 "expected a checkpoint with numbers for rates and counters, got other values in "
                 f"{wrong[0]}: resume from another .ckpt of the run."
@@ -78,7 +78,7 @@ class CheckOptimizers(pl.Callback):
                 )
 
 
-def _unfit_plan(trainer: pl.Trainer) -> list[str]:
+def _without_numbers(trainer: pl.Trainer) -> list[str]:
     """Return schedules of rates, and counters of loops, that a step would stumble over."""
     schedules = [
         f"lr_schedulers {i}"
