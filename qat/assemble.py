@@ -31,6 +31,7 @@ Config = Mapping[str, Any]
 _EXPORT: Mapping[str, Callable[[Any], object]] = {
     "threshold": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
     "site_samples": lambda value: isinstance(value, int) and value >= 1,
+    "samples": lambda value: value is None or (isinstance(value, int) and value >= 1),
     "storage": check_storage,
     "trial": lambda value: isinstance(value, bool),
 }
@@ -198,8 +199,9 @@ def export_settings(config: Config) -> dict[str, Any]:
     for key, value in export.items():
         if key not in _EXPORT or not _EXPORT[key](value):
             raise ConfigError(
-                "expected export.threshold from 0 to 1, a whole export.site_samples of at least "
-                "1, export.storage and export.trial=true or false, got "
+                "expected export.threshold from 0 to 1, whole export.samples and "
+                "export.site_samples of at least 1, export.storage and export.trial=true or false, "
+                "got "
                 f"export.{key}={value!r}: correct or remove it."
             )
     return {key: value for key, value in export.items() if key != "trial"}

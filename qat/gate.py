@@ -1,12 +1,13 @@
 """The gate at the end of a run: every form of a model on the whole evaluation set, and its files.
 
-The fold stage is the reference. Beside it run the model of integers, the chip without floats, the
-exported file with the runtime's optimisations on and off, and the simulation that trained.
+The fold stage is the reference. Beside it run the model of integers and the exported file; and on a
+part of the set the chip without floats, the simulation that trained, and the file as it is written,
+without the runtime's optimisations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.storage import Storage
 from qat.export.verify import DECISIVE, Verification, compare_sites, save_first_difference
+from qat.forms import Predicted, predict_all
 from qat.graph.captured import Captured
 from qat.held import hold
 from qat.outputs import ONE_OUTPUT, named_tensors
@@ -31,10 +33,12 @@ from qat.reference.run import IntegerRun
 from qat.runtimes.packed_model import PackedModel
 from qat.runtimes.table import load_runtime
 from qat.signature import interface
-from qat.training.evaluate import Score, predict, score
+from qat.training.evaluate import Score, score
 
 ONNX, PACKED = "model.onnx", "model.safetensors"
 DIFFERENCE = "first_difference.npz"
+SAMPLED = ("chip", "simulated", "onnxruntime_unoptimised")
+"""Forms that run on a part of the evaluation set."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,15 @@ class Evaluation:
             labels ``(B,)``, or ``(B, T)`` of sequences; read several times.
         threshold: Least share of equal predictions that passes.
         site_samples: Samples whose codes are compared site by site.
+        samples: Samples, spread over the set, on which the forms of ``SAMPLED`` run, which do not
+            decide; None for all.
         storage: What the ONNX file is for: ``"speed"`` or ``"size"``.
     """
 
     batches: Iterable[tuple[Any, Tensor]]
     threshold: float = 0.999
     site_samples: int = 64
+    samples: int | None = 1000
     storage: Storage = "speed"
 
 
@@ -98,8 +105,10 @@ def verify(
         **{name: load_runtime(name, path) for name in runtimes},
     }
     with hold(captured):
-        logits = {kind: predict(run, evaluation.batches) for kind, run in runs.items()}
-    check = _compare(logits, evaluation.threshold)
+        found = predict_all(
+            runs, captured.signature, evaluation.batches, SAMPLED, evaluation.samples
+        )
+    check = _compare(found, evaluation.threshold)
     sample = captured.signature.take(next(iter(evaluation.batches))[0], evaluation.site_samples)
     compare = partial(compare_sites, partial(IntegerRun, model), path, sites, sample)
     check.sites, check.sites_unoptimised = compare(), compare(optimise=False)
@@ -108,13 +117,21 @@ def verify(
         reference = sample.on(runs["fake_quant"])
         for kind in DECISIVE:
             check.outputs += compare_trees(kind, reference, sample.on(runs[kind]))
-    check.float_ops, check.largest_sums = dict(chip.float_ops), dict(chip.largest)
+    check.float_ops = dict(chip.float_ops)
+    check.largest_sums = _largest(chip, runs["converted"])
     first = check.first_difference
     if first is not None:
         save_first_difference(folder / DIFFERENCE, compare, first.site, sources(model, first.site))
     counts = Counts()
-    counts.add(*logits["fake_quant"])
-    return Proof({kind: score(*found) for kind, found in logits.items()}, check, counts)
+    counts.add(found["fake_quant"].logits, found["fake_quant"].labels)
+    scores = {kind: score(form.logits, form.labels) for kind, form in found.items()}
+    return Proof(scores, check, counts)
+
+
+def _largest(*runs: Any) -> dict[str, int]:
+    """Return the largest sums that any of some runs reached, by layer."""
+    layers = {layer for run in runs for layer in run.largest}
+    return {layer: max(run.largest.get(layer, 0) for run in runs) for layer in layers}
 
 
 def _packed_difference(model: fx.GraphModule, path: Path, sample: Call) -> str | None:
@@ -134,16 +151,15 @@ def _packed_difference(model: fx.GraphModule, path: Path, sample: Call) -> str |
     return None
 
 
-def _compare(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Verification:
-    reference, labels = found["fake_quant"]
-    others = {kind: logits for kind, (logits, _) in found.items() if kind != "fake_quant"}
-    pairs = {kind: compare_outputs(reference, logits) for kind, logits in others.items()}
-    return Verification(
-        agreement={kind: pair[0] for kind, pair in pairs.items()},
-        difference={kind: pair[1] for kind, pair in pairs.items()},
-        accuracy_difference={
-            kind: paired_interval(reference.argmax(1) == labels, logits.argmax(1) == labels)
-            for kind, logits in others.items()
-        },
-        threshold=threshold,
-    )
+def _compare(found: Mapping[str, Predicted], threshold: float) -> Verification:
+    check = Verification({}, {}, threshold=threshold)
+    reference = found["fake_quant"]
+    for kind, form in found.items():
+        check.predictions[kind] = len(form.labels)
+        if form is reference:
+            continue
+        expected = reference.logits[form.rows]
+        check.agreement[kind], check.difference[kind] = compare_outputs(expected, form.logits)
+        right = (x.argmax(1) == form.labels for x in (expected, form.logits))
+        check.accuracy_difference[kind] = paired_interval(*right)
+    return check

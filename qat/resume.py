@@ -23,6 +23,7 @@ FREE = (
     "keep_memory",
     "checkpointing",  # computes things again, bit for bit
     "data.num_workers",
+    "export.samples",
     "export.trial",
     "logger*",
     "trainer.default_root_dir",

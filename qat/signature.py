@@ -178,10 +178,14 @@ class Signature:
 
     def take(self, batch: Any, count: int) -> Call:
         """Return the call for the first ``count`` samples of a batch."""
+        return self.pick(batch, slice(count))
+
+    def pick(self, batch: Any, samples: slice) -> Call:
+        """Return the call for some samples of a batch."""
         call = Call.of(batch)
         tensors = self.flatten(call.args, call.kwargs)
         taken = [
-            x[:count] if input.has_batch else x
+            x[samples] if input.has_batch else x
             for input, x in zip(self.inputs, tensors, strict=True)
         ]
         return self.fill(call, taken)

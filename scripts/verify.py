@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qat.files import write_text
@@ -15,8 +16,9 @@ from qat.terminal import show, terminal
 EPILOG = """
 ARTIFACT is the folder of a run or an export, or the model.onnx in it. Its model is restored from
 the checkpoint: checkpoints/last.ckpt of a run, the one that an export was made from, or CHECKPOINT.
-Fake-quant model, model of integers, chip without floats and the file with and without the runtime's
-optimisations predict the whole test set; codes are compared site by site on a sample.
+Fake-quant model, model of integers and file predict the whole test set. The chip without floats,
+the simulation and the file without the runtime's optimisations predict about export.samples of it,
+all with --all. Codes are compared site by site on a sample.
 
 examples:
   python scripts/verify.py runs/resnet_w4a8/TIME
@@ -38,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runtime", metavar="NAME", action="append", default=[], help="run the file there, too"
     )
+    parser.add_argument("--all", action="store_true", help="run every form on all samples")
     add_allow(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result here")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
@@ -85,6 +88,8 @@ def verify(arguments: argparse.Namespace) -> int:
     setup = restore(checkpoint, changes, arguments.allow)
     finish(setup.captured)
     evaluation = make_evaluation(setup.data, {**checkpoint.config, **changes})
+    if arguments.all:
+        evaluation = replace(evaluation, samples=None)
     model = convert(setup.captured)
     proof = compare(setup.captured, model, folder, evaluation, arguments.runtime)
     accuracy = {kind: found.accuracy for kind, found in proof.scores.items()}

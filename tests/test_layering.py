@@ -28,6 +28,7 @@ LAYERS = [
     {"reference", "initialise"},
     {"runtimes"},
     {"training", "predict"},
+    {"forms"},
     {"gate", "trial"},
     {"artifact"},
     {"settings"},

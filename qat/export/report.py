@@ -28,6 +28,7 @@ MODEL_HEAD = (
     "accuracy %",
     "from fake_quant (95 %)",
     "perplexity",
+    "predictions",
     "agreement",
     "largest difference",
 )
@@ -163,6 +164,7 @@ def model_table(
         interval = check.accuracy_difference.get(kind)
         found = (
             (perplexity.get(kind), ".3f"),
+            (check.predictions.get(kind), ","),
             (check.agreement.get(kind), ".4%"),
             (check.difference.get(kind), ".3g"),
         )

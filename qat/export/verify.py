@@ -54,6 +54,7 @@ class Verification:
         float_ops: What has no integer form on a chip: name of the operation, by node.
         largest_sums: Largest magnitude of an accumulator, by layer.
         outputs: Every output of a model with several; those of forms in ``DECISIVE`` decide.
+        predictions: How many were compared, by name; fewer than all where a form runs on a sample.
     """
 
     agreement: dict[str, float]
@@ -66,6 +67,7 @@ class Verification:
     float_ops: dict[str, str] = field(default_factory=dict)
     largest_sums: dict[str, int] = field(default_factory=dict)
     outputs: list[OutputDifference] = field(default_factory=list)
+    predictions: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -96,6 +98,7 @@ class Verification:
             "passed": self.passed,
             "agreement": self.agreement,
             "difference": self.difference,
+            "predictions": self.predictions,
             "accuracy_difference": {k: v._asdict() for k, v in self.accuracy_difference.items()},
             "first_difference": first.site if first else None,
             "packed_difference": self.packed_difference,

@@ -91,7 +91,7 @@ def test_whole_artifact(tmp_path):
     x, y = torch.randn(96, 6), torch.randint(0, 4, (96,))
     captured, plan = folded(model, make_scheme(4, 8), x)
     batches = [(x[:64], y[:64]), (x[64:], y[64:])]
-    evaluation = Evaluation(batches, threshold=1.1)  # out of reach: the gate must close
+    evaluation = Evaluation(batches, threshold=1.1, samples=24)  # out of reach: the gate must close
     report = write_artifact(
         captured,
         plan,
@@ -117,8 +117,12 @@ def test_whole_artifact(tmp_path):
     assert list(found["accuracy"]) == kinds
     assert list(found["perplexity"]) == kinds
     assert (found["accuracy"]["float"], found["perplexity"]["float"]) == (50.0, 2.5)
-    loss = nn.functional.cross_entropy(captured.eval()(x), y)
+    loss = nn.functional.cross_entropy(captured.eval()(x[::5]), y[::5])
     assert found["perplexity"]["simulated"] == pytest.approx(loss.exp().item(), rel=1e-5)
+    assert found["predictions"] == {
+        **dict.fromkeys(kinds[1:4], 96),
+        **dict.fromkeys(kinds[4:], 20),  # of two batches of 64, each fifth
+    }
     hits = (captured.eval()(x).argmax(1) == y).double().mean().item() * 100
     assert found["accuracy"]["fake_quant"] == pytest.approx(hits)
     assert list(found["seconds"]) == ["float", "convert", "export", "verify"]

@@ -1,0 +1,89 @@
+"""What the forms of a model predict, from one pass over an evaluation set.
+
+Forms that decide run on every sample; the others are slow, and run on samples spread over the set.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qat.signature import Signature
+from qat.training.evaluate import logits_of
+
+log = logging.getLogger("qat")
+Forms = Mapping[str, Callable[..., Any]]
+Batches = Iterable[tuple[Any, Tensor]]
+SECONDS = 10.0
+"""Between two lines that say how far it is."""
+
+
+class Predicted(NamedTuple):
+    """What one form predicts.
+
+    Attributes:
+        logits: ``(n, K)``.
+        labels: ``(n,)``.
+        rows: Numbers of the predictions among those of the whole set, ``(n,)``.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+@torch.no_grad()
+def predict_all(
+    forms: Forms,
+    signature: Signature,
+    batches: Batches,
+    sampled: Collection[str] = (),
+    samples: int | None = None,
+) -> dict[str, Predicted]:
+    """Return what every form predicts.
+
+    Args:
+        forms: Name to what maps a batch to logits ``(B, K)`` or ``(B, T, K)``, or a tree of them.
+        signature: How they are called.
+        batches: Inputs and labels, ``(B,)`` or ``(B, T)``.
+        sampled: Names of forms that run on a part of the samples.
+        samples: About how many they run on, at least; None for all. They are spread evenly; a set
+            whose length is not known is run on as a whole.
+    """
+    found: dict[str, list[Predicted]] = {kind: [] for kind in forms}
+    seen, count, step, shown = 0, 0, 1, time.monotonic()
+    for index, (x, y) in enumerate(batches):
+        if index == 0:
+            step = _step(batches, len(y), samples)
+        rows = torch.arange(count, count + y.numel()).view(y.shape)
+        part = slice(-seen % step, None, step)
+        for kind, run in forms.items():
+            wanted = part if kind in sampled and step > 1 else slice(None)
+            if len(y[wanted]):
+                logits = logits_of(run, signature.pick(x, wanted)).float().cpu()
+                found[kind].append(
+                    Predicted(logits, y[wanted].flatten().cpu(), rows[wanted].flatten())
+                )
+        seen, count = seen + len(y), count + y.numel()
+        if time.monotonic() - shown > SECONDS:
+            log.info("verify: %s samples%s", f"{seen:,}", _of_all(batches, index))
+            shown = time.monotonic()
+    return {
+        kind: Predicted(*map(torch.cat, zip(*parts, strict=True))) for kind, parts in found.items()
+    }
+
+
+def _step(batches: Batches, size: int, samples: int | None) -> int:
+    """Return ``n`` where every n-th sample is taken."""
+    if samples is None or not isinstance(batches, Sized):
+        return 1
+    return max(1, len(batches) * size // samples)
+
+
+def _of_all(batches: Batches, index: int) -> str:
+    return f", {(index + 1) / len(batches):.0%}" if isinstance(batches, Sized) else ""
