@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qat.calls import Call
 from qat.signature import Signature
 from qat.training.evaluate import logits_of
 
 log = logging.getLogger("qat")
 Forms = Mapping[str, Callable[..., Any]]
 Batches = Iterable[tuple[Any, Tensor]]
+LEAST_SAMPLES = 8
+"""Of a piece of a batch."""
 SECONDS = 10.0
 """Between two lines that say how far it is."""
 
@@ -44,6 +47,7 @@ def predict_all(
     batches: Batches,
     sampled: Collection[str] = (),
     samples: int | None = None,
+    piece: int | None = None,
 ) -> dict[str, Predicted]:
     """Return what every form predicts.
 
@@ -54,28 +58,44 @@ def predict_all(
         sampled: Names of forms that run on a part of the samples.
         samples: About how many they run on, at least; None for all. They are spread evenly; a set
             whose length is not known is run on as a whole.
+        piece: Bytes of input, about, that forms get at once: values of few samples stay in the
+            processor's cache; None for whole batches.
     """
     found: dict[str, list[Predicted]] = {kind: [] for kind in forms}
     seen, count, step, shown = 0, 0, 1, time.monotonic()
-    for index, (x, y) in enumerate(batches):
+    for index, (batch, all_labels) in enumerate(batches):
         if index == 0:
-            step = _step(batches, len(y), samples)
-        rows = torch.arange(count, count + y.numel()).view(y.shape)
-        part = slice(-seen % step, None, step)
-        for kind, run in forms.items():
-            wanted = part if kind in sampled and step > 1 else slice(None)
-            if len(y[wanted]):
-                logits = logits_of(run, signature.pick(x, wanted)).float().cpu()
-                found[kind].append(
-                    Predicted(logits, y[wanted].flatten().cpu(), rows[wanted].flatten())
-                )
-        seen, count = seen + len(y), count + y.numel()
+            step = _step(batches, len(all_labels), samples)
+        for call, y in _pieces(batch, all_labels, signature, piece):
+            rows = torch.arange(count, count + y.numel()).view(y.shape)
+            part = slice(-seen % step, None, step)
+            for kind, run in forms.items():
+                wanted = part if kind in sampled and step > 1 else slice(None)
+                if len(y[wanted]):
+                    logits = logits_of(run, signature.pick(call, wanted)).float().cpu()
+                    labels = y[wanted].flatten().cpu()
+                    found[kind].append(Predicted(logits, labels, rows[wanted].flatten()))
+            seen, count = seen + len(y), count + y.numel()
         if time.monotonic() - shown > SECONDS:
             log.info("verify: %s samples%s", f"{seen:,}", _of_all(batches, index))
             shown = time.monotonic()
     return {
         kind: Predicted(*map(torch.cat, zip(*parts, strict=True))) for kind, parts in found.items()
     }
+
+
+def _pieces(
+    batch: Any, labels: Tensor, signature: Signature, piece: int | None
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield a batch in pieces."""
+    if piece is None:
+        yield batch, labels
+        return
+    num_bytes = sum(x.nbytes for x in Call.of(batch).tensors)
+    size = max(LEAST_SAMPLES, piece * len(labels) // max(num_bytes, 1))
+    for start in range(0, len(labels), size):
+        part = slice(start, start + size)
+        yield signature.pick(batch, part), labels[part]
 
 
 def _step(batches: Batches, size: int, samples: int | None) -> int:

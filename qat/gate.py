@@ -24,10 +24,12 @@ from qat.export.runtime import OnnxModel
 from qat.export.sites import check_sites, sources
 from qat.export.storage import Storage
 from qat.export.verify import DECISIVE, Verification, compare_sites, save_first_difference
+from qat.fake_quant import fake_quants
 from qat.forms import Predicted, predict_all
 from qat.graph.captured import Captured
 from qat.held import hold
 from qat.outputs import ONE_OUTPUT, named_tensors
+from qat.quantizers import DynamicTensor
 from qat.reference.chip import ChipRun
 from qat.reference.run import IntegerRun
 from qat.runtimes.packed_model import PackedModel
@@ -37,6 +39,8 @@ from qat.training.evaluate import Score, score
 
 ONNX, PACKED = "model.onnx", "model.safetensors"
 DIFFERENCE = "first_difference.npz"
+PIECE = 2**19
+"""Bytes of input that run at once."""
 SAMPLED = ("chip", "simulated", "onnxruntime_unoptimised")
 """Forms that run on a part of the evaluation set."""
 
@@ -95,9 +99,10 @@ def verify(
     """
     path = folder / ONNX
     sites, chip = check_sites(path, model), ChipRun(model)
+    reference = IntegerRun(captured)
     runs: dict[str, Callable[..., Any]] = {
-        "fake_quant": IntegerRun(captured),
-        "converted": IntegerRun(model),
+        "fake_quant": reference,
+        "converted": IntegerRun(model, like=reference),
         "onnxruntime": OnnxModel(path),
         "chip": chip,
         "simulated": captured,
@@ -106,7 +111,12 @@ def verify(
     }
     with hold(captured):
         found = predict_all(
-            runs, captured.signature, evaluation.batches, SAMPLED, evaluation.samples
+            runs,
+            captured.signature,
+            evaluation.batches,
+            SAMPLED,
+            evaluation.samples,
+            _piece(captured),
         )
     check = _compare(found, evaluation.threshold)
     sample = captured.signature.take(next(iter(evaluation.batches))[0], evaluation.site_samples)
@@ -114,9 +124,9 @@ def verify(
     check.sites, check.sites_unoptimised = compare(), compare(optimise=False)
     check.packed_difference = _packed_difference(model, folder / PACKED, sample)
     if len(captured.outputs["eval"].tensors) > 1:
-        reference = sample.on(runs["fake_quant"])
+        expected = sample.on(reference)
         for kind in DECISIVE:
-            check.outputs += compare_trees(kind, reference, sample.on(runs[kind]))
+            check.outputs += compare_trees(kind, expected, sample.on(runs[kind]))
     check.float_ops = dict(chip.float_ops)
     check.largest_sums = _largest(chip, runs["converted"])
     first = check.first_difference
@@ -126,6 +136,13 @@ def verify(
     counts.add(found["fake_quant"].logits, found["fake_quant"].labels)
     scores = {kind: score(form.logits, form.labels) for kind, form in found.items()}
     return Proof(scores, check, counts)
+
+
+def _piece(captured: Captured) -> int | None:
+    """Return the bytes of input that run at once, None where every batch brings its scales."""
+    dynamic = any(isinstance(f.quantizer, DynamicTensor) for f in fake_quants(captured))
+    has_batch = any(x.has_batch for x in captured.signature.inputs)
+    return None if dynamic or not has_batch else PIECE
 
 
 def _largest(*runs: Any) -> dict[str, int]:

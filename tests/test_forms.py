@@ -29,9 +29,17 @@ SIGNATURE = Signature.of(nn.Identity(), Call.of(torch.zeros(4, 1)))
 @pytest.mark.parametrize("samples", [1, 5, 12, 13, 40])
 @pytest.mark.parametrize("size", [1, 4, 7, 40])
 @pytest.mark.parametrize("wanted", [1, 3, 8, 100, None])
-def test_a_part_is_spread_evenly_over_the_set(samples, size, wanted):
-    data = batches(samples, size)
-    found = predict_all({"a": one_logit, "b": one_logit}, SIGNATURE, data, ["b"], wanted)
+@pytest.mark.parametrize("piece", [None, 4])
+def test_a_part_is_spread_evenly_over_the_set(samples, size, wanted, piece, monkeypatch):
+    monkeypatch.setattr(forms, "LEAST_SAMPLES", 3)
+    data, sizes = batches(samples, size), []
+
+    def run(x):
+        sizes.append(len(x))
+        return one_logit(x)
+
+    found = predict_all({"a": run, "b": one_logit}, SIGNATURE, data, ["b"], wanted, piece)
+    assert max(sizes) == min(size, samples, 3 if piece else 40)
     assert found["a"].rows.tolist() == found["a"].labels.tolist() == list(range(samples))
     rows = found["b"].rows
     assert torch.equal(found["b"].logits, found["a"].logits[rows])

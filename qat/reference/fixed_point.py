@@ -89,7 +89,7 @@ def terms(x: Pending) -> tuple[list[Term], int]:
 def fixed_point_codes(x: Pending, grid: ActivationCodec) -> Tensor:
     """Return stored codes of ``x`` on ``grid``, float32, rounded but not held in its range."""
     if isinstance(x, Clipped):
-        return x.clip(fixed_point_codes(x.source, grid), grid)
+        return x.clip_(fixed_point_codes(x.source, grid), grid)
     if isinstance(x, Lookup | Shares):
         return x.codes(grid)
     parts, bits = terms(x)

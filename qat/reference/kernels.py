@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qat.channels import channel_axis
 from qat.functional.affine import expand, quantize_bias
 from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer
+from qat.reference.sums import exact_sums
 from qat.reference.values import Accumulator, BroughtGrid, Codes, Pending, Product, Sum
 from qat.spec import QuantSpec
-from qat.subclass import has_own_forward, original_class, plain_twin
+from qat.subclass import has_own_forward, original_class
 
-_EXACT = 2**24  # float32 holds every integer up to here
+Share = Callable[[Sequence[Tensor], Callable[[], Tensor]], Tensor]
+
+
+def _make(factors: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    del factors
+    return make()
 
 
 def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
@@ -28,10 +33,15 @@ def has_integer_kernel(layer: Any, x: Codes, bits: int) -> bool:
     return narrow and not has_own_forward(original_class(layer))
 
 
-def accumulate(layer: Any, x: Codes) -> Accumulator:
+def accumulate(layer: Any, x: Codes, share: Share = _make) -> Accumulator:
     """Multiply codes by a layer's codes and add its bias, exactly.
 
     A grid that a tensor brings has no bias on it: that one is added in float, as runtimes do.
+
+    Args:
+        layer: A quantized layer, or a converted one.
+        x: What it reads.
+        share: Returns the sums, given what they depend on and what makes them.
     """
     parts = layer.integers()
     scale, bias = x.grid.scale * _per_channel(parts.weight_scale), parts.bias
@@ -40,16 +50,9 @@ def accumulate(layer: Any, x: Codes) -> Accumulator:
         bias = None
     elif bias is not None and parts.bias_scale is None:  # called with several scales
         bias = quantize_bias(bias, scale)
-    axis = channel_axis(layer)
     weight = parts.weight.double() - expand(parts.zero_point, parts.weight.shape)
-    others = [a for a in range(weight.ndim) if a != axis]
-    reach = weight.abs().sum(others).max() * x.steps.abs().max()
-    if bias is not None:
-        reach = reach + bias.abs().max()
-    fits = x.steps.device.type == "cpu" and bool(reach < _EXACT)  # GPUs choose inexact algorithms
-    kind = torch.float32 if fits else torch.float64
-    bias = None if bias is None else bias.to(kind)
-    sums = plain_twin(layer, weight=weight.to(kind), bias=bias)(x.steps.to(kind))
+    factors = [weight, x.grid.zero_point, x.steps, *([] if bias is None else [bias])]
+    sums = share(factors, lambda: exact_sums(layer, weight, bias, x))
     if scale.numel() > 1:
         scale = scale.view(-1, *[1] * (weight.ndim - 2))
     return Accumulator(sums, scale, bits=_accumulator_bits(layer.spec, x.grid.spec), shift=shift)

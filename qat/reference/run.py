@@ -12,7 +12,7 @@ Source: Jacob et al., arXiv:1712.05877, section 2.2; the multiplier there is a f
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from qat.integer_layers import IntegerLayer
 from qat.layers import QuantizedLayer
 from qat.reference.kernels import PAIRS, accumulate, has_integer_kernel
 from qat.reference.leaves import integer_layers
+from qat.reference.sums import SharedSums
 from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Codes, Pending
 from qat.signature import interface
 
@@ -50,6 +51,8 @@ class IntegerRun(fx.Interpreter):
         model: A captured model in its fold stage with every quantizer on, or a converted one.
         observer: Called at every quantize with its grid and the stored codes, float32; the run
             goes on with the codes that it returns.
+        like: A run of another form of the same model, called with the same batch before this one:
+            sums of equal factors are taken from there.
 
     Attributes:
         largest: Largest magnitude that an accumulator reached so far, by node.
@@ -60,7 +63,10 @@ class IntegerRun(fx.Interpreter):
     """The widest codes that there are integer kernels for."""
 
     def __init__(
-        self, model: Captured | PackedGraph | fx.GraphModule, observer: Observer | None = None
+        self,
+        model: Captured | PackedGraph | fx.GraphModule,
+        observer: Observer | None = None,
+        like: IntegerRun | None = None,
     ) -> None:
         graph = model.graphs["eval"] if isinstance(model, Captured) else model.graph
         super().__init__(model, graph=graph)
@@ -69,6 +75,10 @@ class IntegerRun(fx.Interpreter):
         else:
             self.signature, self.outputs = interface(model)
         self.observer = observer
+        self.shared: SharedSums | None = None
+        if like is not None:
+            like.shared = like.shared or SharedSums()
+            self.shared = SharedSums(like.shared)
         self.codecs: dict[FakeQuant, Any] = {}
         self.lookups: dict[FakeQuant, Lookup | None] = {}
         self.largest: dict[str, int] = {}
@@ -80,6 +90,8 @@ class IntegerRun(fx.Interpreter):
         self.codecs.clear()
         self.lookups.clear()
         self.float_ops.clear()
+        if self.shared is not None:
+            self.shared.known.clear()
         tensors = (
             self.signature.flatten(args, kwargs) if self.signature else [*args, *kwargs.values()]
         )
@@ -126,7 +138,8 @@ class IntegerRun(fx.Interpreter):
     def _watch(self, n: fx.Node, result: Accumulator) -> None:
         """Remember the largest sum. Partial sums may wrap around: that undoes itself."""
         site = str(n.target) if n.op == "call_module" else n.name
-        largest = int(result.sums.abs().max()) if result.sums.numel() else 0
+        ends = result.sums.aminmax() if result.sums.numel() else ()
+        largest = max((abs(int(end)) for end in ends), default=0)
         if largest >= 2 ** (result.bits - 1):
             raise VerificationError(
                 f"expected sums of '{site}' that fit {result.bits} bits, got one of {largest:,}: "
@@ -153,7 +166,9 @@ class IntegerRun(fx.Interpreter):
         if _is_folded(module) or (name in UNCHANGED and _is_value(x)):
             return x
         if name in LAYERS and isinstance(x, Codes) and self._multiplies(name, module, x):
-            return accumulate(module, x)
+            if self.shared is None:
+                return accumulate(module, x)
+            return accumulate(module, x, partial(self.shared.get, str(n.target)))
         if name in ("relu", "relu6") and isinstance(x, Pending):
             return Clipped(x, 0.0, OPS[name].upper or float("inf"))
         return self._on_pairs(n, name, args, kwargs)
@@ -182,12 +197,12 @@ class IntegerRun(fx.Interpreter):
         if grid is None:
             return None  # every token brings its own scale: no accumulator has a single one
         if isinstance(x, Pending) and not isinstance(grid, BroughtGrid):
-            codes = self._round(x, grid).clamp(grid.qmin, grid.qmax)
+            codes = self._round(x, grid).clamp_(grid.qmin, grid.qmax)
         else:
             codes = grid.codes(_real(x)).float()
-        if self.observer is not None:
-            codes = self.observer(grid, codes)
-        return Codes(codes - grid.zero_point.float(), grid)
+        if self.observer is None:
+            return Codes(codes.sub_(grid.zero_point.float()), grid)
+        return Codes(self.observer(grid, codes) - grid.zero_point.float(), grid)
 
     def _lookup(self, module: Quantize) -> Lookup | None:
         if not isinstance(module, FakeQuant):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -82,9 +83,9 @@ class Accumulator(Pending):
     def codes(self, grid: ActivationCodec) -> Tensor:
         """Round once, behind one float32 multiplier for each channel, of sums cut to 24 bits."""
         if self.shift is not None:
-            return (self.real() / grid.scale).round() + grid.zero_point.float()
+            return (self.real() / grid.scale).round_().add_(grid.zero_point.float())
         multiplier = self.scale / (grid.scale * self.count)
-        return (self.sums.float() * multiplier).round() + grid.zero_point.float()
+        return (self.sums.float() * multiplier).round_().add_(grid.zero_point.float())
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,21 @@ class Sum(Pending):
         return self.a.real() + self.b.real()
 
     def codes(self, grid: ActivationCodec) -> Tensor:
-        """Add stored codes by two fused multiply-adds, as vectorised integer kernels do."""
-        (a, ratio_a, zero_a), (b, ratio_b, zero_b) = (_stored(x, grid) for x in (self.a, self.b))
+        """Add stored codes by two fused multiply-adds, as vectorised integer kernels do.
+
+        Where there are fewer pairs of codes than sums, each pair is added once.
+        """
+        counts = [2 ** (8 * x.grid.zero_point.itemsize) for x in (self.a, self.b)]
+        a, b = (x.steps + x.grid.zero_point.float() for x in (self.a, self.b))
+        if math.prod(counts) >= max(a.numel(), b.numel()):
+            return self._add(a, b, grid)
+        rows, columns = (torch.arange(n, dtype=torch.float32, device=a.device) for n in counts)
+        table = self._add(rows[:, None], columns, grid).flatten()
+        pairs = torch.add(b, a, alpha=counts[1]).int()
+        return table.index_select(0, pairs.flatten()).view(pairs.shape)
+
+    def _add(self, a: Tensor, b: Tensor, grid: ActivationCodec) -> Tensor:
+        (ratio_a, zero_a), (ratio_b, zero_b) = (_factor(x, grid) for x in (self.a, self.b))
         offset = grid.zero_point.float() - _fused(zero_a, ratio_a, zero_b * ratio_b)
         return _fused(a, ratio_a, _fused(b, ratio_b, offset)).round()
 
@@ -178,20 +192,20 @@ class Clipped(Pending):
 
     def codes(self, grid: ActivationCodec) -> Tensor:
         """Clip codes instead of values: rounding is monotone, so that is the same."""
-        return self.clip(self.source.codes(grid), grid)
+        return self.clip_(self.source.codes(grid), grid)
 
-    def clip(self, codes: Tensor, grid: ActivationCodec) -> Tensor:
-        """Hold stored ``codes`` on ``grid`` in the range, as stored codes."""
+    def clip_(self, codes: Tensor, grid: ActivationCodec) -> Tensor:
+        """Hold stored ``codes`` on ``grid`` in the range, as stored codes, in place."""
         low, high = (
             float((torch.tensor(end) / grid.scale.cpu()).round() + grid.zero_point.cpu())
             for end in (self.low, self.high)
         )
-        return codes.clamp(low, high)
+        return codes.clamp_(low, high)
 
 
-def _stored(x: Codes, grid: ActivationCodec) -> tuple[Tensor, Tensor, Tensor]:
-    zero_point = x.grid.zero_point.float()
-    return x.steps + zero_point, x.grid.scale / grid.scale, zero_point
+def _factor(x: Codes, grid: ActivationCodec) -> tuple[Tensor, Tensor]:
+    """Return the ratio of two scales, and the zero point."""
+    return x.grid.scale / grid.scale, x.grid.zero_point.float()
 
 
 def _fused(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
