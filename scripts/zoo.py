@@ -46,10 +46,15 @@ class Row:
         eval_gap: Largest relative difference of an output in eval mode, quantizers off.
         train_gap: The same in training mode, from the same random state.
         keys_equal: Whether names and order of the checkpoint are the original's.
-        quantized_share: Share of multiply-accumulates with integer weights and activations.
+        quantized_share: Share of multiply-accumulates with integer weights and activations, as
+            the plan has it.
+        share_gap: Largest difference of that from what is counted in the integer reference, as it
+            runs, and in the ONNX file.
         seconds: For capture, plan and insertion.
         calibration_error: Mean squared error of the outputs after calibration alone against the
             float model's, over their variance.
+        noise_error: The same of the float model with noise as large as 8 bits round, at every
+            activation: how far this network, whose weights are random, enlarges a difference.
         trained: Whether one quantized training step has a finite loss.
         converted: Whether conversion replays the fold stage, bit for bit.
         exported: Whether the file was written and runs.
@@ -64,8 +69,10 @@ class Row:
     train_gap: float | None = None
     keys_equal: bool | None = None
     quantized_share: float | None = None
+    share_gap: float | None = None
     seconds: float | None = None
     calibration_error: float | None = None
+    noise_error: float | None = None
     trained: bool | None = None
     converted: bool | None = None
     exported: bool | None = None
@@ -84,14 +91,13 @@ def examine(name: str, until: str, samples: int) -> Row:
     try:
         torch.manual_seed(0)
         result, size = build(name)
-        wake(result)
         x = pictures(samples, size)
+        wake(result, x)
         decide(result, x)
         for step in STEPS[: STEPS.index(until) + 1]:
             result = TAKE[step](row, result, x)
     except (QatError, ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        row.error = " ".join(str(error).split())[:300] or type(error).__name__
-    row.error = "; ".join(filter(None, [above_limit(row), row.error]))
+        add_reason(row, " ".join(str(error).split())[:300] or type(error).__name__)
     return row
 
 
@@ -99,7 +105,7 @@ def capture(row: Row, model: nn.Module, x: Tensor) -> nn.Module:
     """Capture, plan and insert; compare with the original in both modes."""
     from qat.assemble import make_scheme
     from qat.compose import compose_plain
-    from qat.graph.equality import difference, run_seeded
+    from qat.graph.equality import difference as gap, run_seeded
     from qat.graph.insert import prepare
     from qat.graph.trace import capture as capture_only
 
@@ -113,40 +119,39 @@ def capture(row: Row, model: nn.Module, x: Tensor) -> nn.Module:
     gaps = {}
     for mode in ("eval", "train"):
         pair = (deepcopy(model), deepcopy(captured))
-        gaps[mode] = difference(*(run_seeded(m, captured, mode) for m in pair))
+        gaps[mode] = gap(*(run_seeded(m, captured, mode) for m in pair))
     row.eval_gap, row.train_gap = gaps["eval"], gaps["train"]
     return captured
 
 
 def calibrate(row: Row, model: Any, x: Tensor) -> nn.Module:
     """Calibrate, and compare with the float model."""
-    import torch
+    from zoo_errors import calibration_errors, reason
 
-    from qat.fake_quant import activation_quants, weight_quants
-    from qat.training.callbacks.calibrate import observe
-    from qat.training.evaluate import first_output
-
-    model.eval()
-    with torch.no_grad():
-        expected = first_output(model(x)).double()
-    observe(model, weight_quants(model), [x])
-    observe(model, activation_quants(model), [x])
-    with torch.no_grad():
-        found = first_output(model.eval()(x)).double()
-    row.calibration_error = ((found - expected).square().mean() / expected.var()).item()
+    errors = calibration_errors(model, x)
+    row.calibration_error, row.noise_error = errors.calibrated, errors.noise
+    row.error = reason(errors)
     return model
 
 
-def above_limit(row: Row) -> str:
-    """Return why calibration may cost that much, or that it costs more than it may."""
-    from zoo_models import LIMIT, LIMITS
+def add_reason(row: Row, text: str) -> None:
+    """Add a reason to those that a row has."""
+    row.error = "; ".join(filter(None, [row.error, text]))
 
-    limit, reason = LIMITS.get(row.model, (LIMIT, ""))
-    if row.calibration_error is None or row.calibration_error <= LIMIT:
-        return ""
-    if row.calibration_error <= limit:
-        return reason
-    return f"calibration_error is above the limit {limit}"
+
+def add_share(row: Row, total: int, in_float: int) -> None:
+    """Compare what was counted with the plan."""
+    from zoo_products import NEAR
+
+    assert row.quantized_share is not None
+    gap = abs(in_float / max(total, 1) - (1 - row.quantized_share))
+    row.share_gap = max(gap, row.share_gap or 0.0)
+    if gap > NEAR:
+        add_reason(
+            row,
+            f"the plan has {1 - row.quantized_share:.2%} in float, "
+            f"what runs {in_float / max(total, 1):.2%}",
+        )
 
 
 def train(row: Row, model: Any, x: Tensor) -> nn.Module:
@@ -168,6 +173,7 @@ def train(row: Row, model: Any, x: Tensor) -> nn.Module:
 def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
     """Fold and convert; both run on integers and have to agree in every bit."""
     import torch
+    from zoo_products import CountedRun
 
     from qat.graph.convert import convert as to_integers
     from qat.layers import fold
@@ -175,6 +181,7 @@ def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
     from qat.training.evaluate import first_output
 
     fold(model)
+    add_share(row, *CountedRun(model).count(x[:2]))
     converted = to_integers(model)
     expected = first_output(IntegerRun(model)(x))
     row.converted = torch.equal(expected, first_output(IntegerRun(converted)(x)))
@@ -183,6 +190,8 @@ def convert(row: Row, model: Any, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 def export(row: Row, made: Any, x: Tensor) -> None:
     """Export and compare the predictions of the file."""
+    from zoo_products import count_file
+
     from qat.export.agreement import compare_outputs
     from qat.export.onnx import export_onnx
     from qat.export.runtime import OnnxModel
@@ -194,12 +203,13 @@ def export(row: Row, made: Any, x: Tensor) -> None:
         export_onnx(model, x[:1], path)
         row.exported = True
         found = first_output(OnnxModel(path)(x))
+        add_share(row, *count_file(path, {"input": x[:2].numpy()}))
     row.agreement = compare_outputs(expected, found)[0]
     if row.agreement < 1:
-        row.error = reason(expected, found)
+        add_reason(row, difference(expected, found))
 
 
-def reason(expected: Tensor, found: Tensor) -> str:
+def difference(expected: Tensor, found: Tensor) -> str:
     """Return by how much predictions differ, in one line; both are logits ``(N, K)``."""
     differing = expected.argmax(1) != found.argmax(1)
     best = expected.topk(2, 1).values[differing]

@@ -15,15 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CLASSES = 10
-LIMIT = 0.01
-"""Largest error after calibration that needs no reason."""
-_VANISHES = "random weights: values of its last blocks lie below the smallest scale"
-_EVEN = "random weights: attention is nearly even, and its codes too few to tell the rest"
-LIMITS = {
-    "mobilenet_v2": (4.0, _VANISHES),
-    "timm/deit_tiny_patch16_224": (0.5, _EVEN),
-}
-"""Model to its own limit, and the reason."""
 SIZES = {"inception_v3": 299, "maxvit_t": 224}
 TIMM = [
     "beit_base_patch16_224",
@@ -115,11 +106,30 @@ def build(name: str) -> tuple[nn.Module, int]:
     return model, options.get("image_size", SIZES.get(name, 64))
 
 
-def wake(model: nn.Module) -> None:
-    """Give linear layers that start at zero random weights: zeros would hide every difference."""
+def wake(model: nn.Module, x: Tensor) -> None:
+    """Give a network with random weights the state of a trained one, as far as numbers go.
+
+    Linear layers get weights that keep the spread of what they read: zeros hide every difference,
+    and with the usual small ones attention is even. Batch-norms get the statistics of ``x``: with
+    those of no data, values of deep networks vanish or grow without bounds.
+
+    Args:
+        model: The model, changed in place.
+        x: Images ``(N, 3, H, W)``.
+    """
     for layer in model.modules():
-        if isinstance(layer, nn.Linear) and not layer.weight.any():
-            nn.init.normal_(layer.weight, std=0.02)
+        if isinstance(layer, nn.Linear):
+            least = layer.in_features**-0.5
+            if layer.weight.std() < least:
+                nn.init.normal_(layer.weight, std=least)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def pictures(count: int, size: int) -> Tensor:

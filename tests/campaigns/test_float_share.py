@@ -8,11 +8,11 @@ import torch
 
 from qat.export.onnx import export_onnx
 from qat.graph.convert import convert
+from scripts.zoo_products import NEAR
 from tests.campaigns.transformer_models import NAMES, build
 from tests.products import CountedRun, count_file, float_names, planned
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of transformers and timm
-NEAR = 1e-3
 NO_FILE = {"qwen3_moe"}  # what chooses experts has no form in ONNX
 IMAGES = [
     "googlenet", "mobilenet_v3_small", "resnet18", "swin_t", "vit_b_32", "timm/coat_lite_tiny",

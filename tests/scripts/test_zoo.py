@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from qat.graph.insert import prepare
+from qat.training.callbacks.calibrate import observe
+from tests.helpers import make_scheme
+
 FIFTEEN = {
     "alexnet": 0.99,
     "convnext_tiny": 0.99,
@@ -48,10 +52,10 @@ def test_model_is_captured_unchanged(name, zoo):
     assert row.quantized_share >= FIFTEEN[name]
 
 
-def test_the_reason_of_a_difference_has_its_margin(zoo):
+def test_a_difference_has_its_margin(zoo):
     expected = torch.tensor([[1.0, 0.75, 0.0], [0.0, 2.0, 0.5]])
     found = torch.tensor([[1.0, 1.25, 0.0], [0.0, 2.0, 0.5]])
-    text = zoo.reason(expected, found)
+    text = zoo.difference(expected, found)
     assert text.startswith(
         "1 of 2 predictions differ, where the two best classes are at most 0.25 "
     )
@@ -96,17 +100,48 @@ def test_a_fitted_head_tells_the_samples_apart(load_script, head):
     assert torch.equal(model(x).argmax(1), torch.arange(10))
 
 
-def test_an_error_above_the_limit_has_its_reason(zoo, load_script):
-    limit, reason = load_script("zoo_models").LIMITS["mobilenet_v2"]
-    rows = {
-        ("mobilenet_v2", limit): reason,
-        ("mobilenet_v2", 2 * limit): f"calibration_error is above the limit {limit}",
-        ("resnet18", 0.01): "",
-        ("resnet18", 0.02): "calibration_error is above the limit 0.01",
-        ("resnet18", None): "",
-    }
-    found = {k: zoo.above_limit(zoo.Row(k[0], calibration_error=k[1])) for k in rows}
-    assert found == rows
+@pytest.mark.parametrize(
+    ("errors", "part"),
+    [
+        ((0.01, 0.0, 0.01), ""),
+        ((0.02, 0.005, 0.02), "noise of the size of 8-bit rounding alone costs 0.005"),
+        ((0.02, 0.0049, 0.02), "above the limit 0.01"),
+        ((2.0, 0.001, 0.01), "attention is nearly even"),
+        ((2.0, 0.005, 0.02), "0.02 with these in float"),
+        ((2.0, 0.001, 0.011), "above the limit 0.01"),
+    ],
+)
+def test_an_error_above_the_limit_has_its_reason(errors, part, load_script):
+    script = load_script("zoo_errors")
+    text = script.reason(script.Errors(*errors))
+    assert part in text
+    assert bool(text) == bool(part)
+
+
+@pytest.mark.parametrize("factor", [1, 40])
+def test_a_grid_that_fits_another_tensor_has_no_reason(factor, load_script, monkeypatch):
+    script = load_script("zoo_errors")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    captured, _ = prepare(model, make_scheme(), x := torch.randn(64, 8))
+
+    def observe_wrongly(model, sites, batches):
+        observe(model, sites, batches)
+        for site in sites:
+            site.quantizer.set_scale(site.quantizer.scale * factor)
+
+    monkeypatch.setattr(script, "observe", observe_wrongly)
+    text = script.reason(script.calibration_errors(captured, x))
+    assert text == ("" if factor == 1 else "calibration_error is above the limit 0.01")
+
+
+@pytest.mark.parametrize("in_float", [0, 20, 21])
+def test_a_plan_that_is_not_what_runs_is_told(in_float, zoo):
+    row = zoo.Row("a", quantized_share=0.99)
+    zoo.add_share(row, 2000, in_float)
+    zoo.add_share(row, 2000, 20)
+    assert row.share_gap == pytest.approx(abs(in_float - 20) / 2000)
+    assert row.error == ("the plan has 1.00% in float, what runs 0.00%" if in_float == 0 else "")
 
 
 def test_table_shows_what_was_not_reached_as_empty(zoo):
