@@ -17,6 +17,7 @@ from qat.files import write_text
 from qat.terminal import show, terminal
 
 if TYPE_CHECKING:
+    from qat.data import DataModule
     from qat.graph.preview import Preview
     from qat.graph.targets import Target
 
@@ -77,35 +78,40 @@ def changed(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def plan(overrides: Sequence[str], arguments: argparse.Namespace) -> tuple[Preview, Target]:
-    """Build the model of the overrides and plan it, on random values of the right shape."""
+    """Build the model of the overrides and plan it, on samples of the data or random values."""
     import torch
 
     from qat.assemble import make_model, make_scheme
+    from qat.calls import Call
     from qat.compose import compose_parts
     from qat.graph.preview import preview
     from qat.graph.targets import find_target
 
     config = compose_parts(overrides, ("model", "scheme", "target"))
     target, scheme = find_target(config["target"]), make_scheme(config["scheme"])
-    sample, classes = arguments.input, arguments.classes or CLASSES
-    if sample is None:
-        sample, classes = measure_data(overrides)
+    if arguments.input is None:
+        data = set_up_data(overrides)
+        sample, classes = data.input_shape, data.num_classes
+        example = Call.of(data.calibration_batches(1)[0]).take(2)
+    else:
+        sample, classes = arguments.input, arguments.classes or CLASSES
+        example = Call.of(torch.randn(2, *sample))
     node = config["model"]
     if "_target_" not in node:
         node = {key: value for key, value in node.items() if key != "weights"}
     model = make_model(node, classes, sample)
-    return preview(model, scheme, torch.randn(2, *sample)), target
+    return preview(model, scheme, example), target
 
 
-def measure_data(overrides: Sequence[str]) -> tuple[tuple[int, ...], int]:
-    """Read the data set of the overrides; returns the shape of a sample and the classes."""
+def set_up_data(overrides: Sequence[str]) -> DataModule:
+    """Return the data set of the overrides, read."""
     from qat.assemble import make
     from qat.compose import compose_parts
 
     config = compose_parts(overrides, ("data", "seed"))
     data = make(config["data"], seed=config["seed"])
     data.setup()
-    return data.input_shape, data.num_classes
+    return data
 
 
 def describe(shown: Preview, target: Target) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from qat.calls import Call
 from qat.errors import GraphError
 from qat.graph.lint import needed_opset
 from qat.graph.plain_model import capture_plain
@@ -77,7 +78,7 @@ class Totals:
     opset: int
 
 
-def preview(model: nn.Module, scheme: Scheme, example: Tensor) -> Preview:
+def preview(model: nn.Module, scheme: Scheme, example: Tensor | Call) -> Preview:
     """Plan ``model``; rules that match nothing are collected instead of raised.
 
     Args:

@@ -55,6 +55,12 @@ def test_random_input_needs_no_data(call, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tokens_come_from_the_data(call):
+    status, out, _ = call("print_plan", "recipe=gpt_w4", "model.depth=1")
+    assert status == 0
+    assert "i4 group32" in out
+
+
 def test_what_is_missing_is_named(refuse, call):
     assert "value for data.root" in refuse("print_plan", "recipe=imagenet_resnet18_w4a8")
     assert "did you mean tensorrt" in refuse("print_plan", *NET, "target=tensort")
