@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import clone, fx, nn
 
-from qat.graph.ops import OPS, UNKNOWN
+from qat.graph.op_names import op_name
+from qat.graph.ops import OPS, UNCHANGED, UNKNOWN
 
 IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv, operator.setitem}
 
@@ -86,10 +87,14 @@ def _is_size(node: fx.Node) -> bool:
 def written_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """Return the node whose value a call changes in place, if it does.
 
+    Dropout changes nothing, as graphs that quantize are those of eval mode.
+
     Args:
         node: A node of a captured graph.
         modules: Name to module of the captured model.
     """
+    if op_name(node, modules) in UNCHANGED:
+        return None
     target: Any = node.target
     first = node.args[0] if node.args else None
     name = target if isinstance(target, str) else getattr(target, "__name__", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
 import torch
 from torch import fx, nn
@@ -203,7 +204,7 @@ def module_name(module: nn.Module) -> str:
     return next((MODULES[base] for base in type(module).__mro__ if base in MODULES), "")
 
 
-def op_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """Return the name of the operation that ``node`` does.
 
     Args:

@@ -467,3 +467,30 @@ def test_so_it_is_in_the_file(names, tmp_path):
     counts = assert_true(captured, plan, nodes, x)
     export_onnx(convert(captured), x[:2], tmp_path / "model.onnx")
     assert count_file(tmp_path / "model.onnx", {"input": x.numpy()}) == counts
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        nn.Dropout(inplace=True),
+        nn.AlphaDropout(inplace=True),
+        nn.Identity(),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@pytest.mark.parametrize("by_call", [False, True])
+def test_dropout_in_place_of_a_view_changes_nothing(drop, by_call):
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop, self.linear = nn.Conv2d(3, 4, 3), drop, nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.conv(x).mean((2, 3)).flatten(1)
+            x = F.dropout(x, 0.5, self.training, inplace=True) if by_call else self.drop(x)
+            return self.linear(x)
+
+    x = torch.randn(2, 3, 6, 6)
+    captured, plan, names = planned(Head().eval(), x)
+    assert plan.float_share == 0
+    assert assert_true(captured, plan, names, x)[1] == 0
