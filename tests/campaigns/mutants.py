@@ -25,6 +25,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
 }
+EXACT = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # swapped: the opposite
 SILENT = ("annotation", "returns", "decorator_list")  # fields of nodes
 TALK = ("log", "print", "warn")  # calls whose words no test should hold
 
@@ -71,9 +72,10 @@ def _code(tree: ast.AST) -> Iterator[ast.AST]:
 def _is_talk(node: ast.AST) -> bool:
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return True
-    if isinstance(node, ast.Expr):
-        called = node.value.func if isinstance(node.value, ast.Call) else None
-        return called is None or ast.unparse(called).startswith(TALK)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func).startswith(TALK)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
     is_checking = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     return is_checking or (isinstance(node, ast.AnnAssign) and node.value is None)
 
@@ -108,10 +110,17 @@ def _of_ways(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             yield node, "return None"
         case ast.Expr(value=ast.Call()):
             yield node, "pass"
-        case ast.If(test=test) | ast.IfExp(test=test):
+        case ast.If(test=test) | ast.IfExp(test=test) if not _is_negated_above(test):
             yield test, f"(not ({ast.unparse(test)}))"
         case ast.comprehension(ifs=[test]):
             yield test, "True"
+
+
+def _is_negated_above(test: ast.expr) -> bool:
+    """Whether ``_of_operators`` makes the opposite of a condition, too: no fault counts twice."""
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
+        return isinstance(test.ops[0], EXACT)
+    return isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
 
 
 def _is_none(value: ast.expr) -> bool:
@@ -130,5 +139,6 @@ def _mutant(source: str, node: ast.AST, text: str) -> Mutant:
     end = starts[node.end_lineno - 1] + node.end_col_offset
     coded = source.encode()
     before = " ".join(coded[begin:end].decode().split())
-    made = coded[:begin] + text.encode() + coded[end:]
-    return Mutant(node.lineno, f"{before[:90]} -> {text[:90]}", made.decode())
+    made = (coded[:begin] + text.encode() + coded[end:]).decode()
+    ast.parse(made)  # a fault that no interpreter reads would always be noticed
+    return Mutant(node.lineno, f"{before[:90]} -> {text[:90]}", made)
