@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qat.errors import CalibrationError
+from qat.errors import CalibrationError, ConfigError
 from qat.fake_quant import FakeQuant, Phase, activation_quants, make_fake_quant, weight_quants
 from qat.graph.insert import prepare
 from qat.graph.plan import Plan
@@ -200,13 +200,18 @@ class Look(Initialiser):
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_initialisers_act_once_around_the_calibration_of_weights(epochs, captured):
+def test_initialisers_act_once_around_the_calibration_of_weights(epochs, captured, caplog):
     looks = {"floats": Look(False, 2), "grids": Look(True, 3)}
     calibrate = Calibrate(1, looks)
-    fit(captured, Schedule(float_epochs=0, epochs=epochs), [calibrate])
+    with caplog.at_level("INFO", "qat"):
+        fit(captured, Schedule(float_epochs=0, epochs=epochs), [calibrate])
+    told = [r.getMessage().split(":")[0] for r in caplog.records if r.name == "qat"]
+    assert told == ["float accuracy", "looked", "looked", "post-training accuracy", "step 0"]
     assert looks["floats"].seen == [(False, False, 2)]
     assert looks["grids"].seen == [(True, False, 3)]
     assert calibrate.done
+    with pytest.raises(ConfigError, match="expected floats in front of grids"):
+        Calibrate(1, dict(reversed(looks.items())))
 
 
 class Score(pl.Callback):

@@ -1,11 +1,16 @@
-"""The best checkpoint stays the best when its run goes on, also in another folder."""
+"""What the best checkpoint and early stopping look at; the best goes with its run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from qat.training.callbacks import QuantizedCheckpoint
+from qat.training.callbacks import Calibrate, QuantizedCheckpoint, QuantizedEarlyStopping
+from qat.training.schedule import Schedule
+from tests.helpers import calibrate
+from tests.training.small import Data, Save, fit, make_task
 
 
 def make(folder):
@@ -61,3 +66,34 @@ def test_no_file_of_another_folder_is_taken_for_the_best(saved, tmp_path):
     again.load_state_dict({**saved, "best_model_path": str(tmp_path / "secret/best.ckpt")})
     assert not (tmp_path / "new/best.ckpt").exists()
     assert again.best_model_score is None
+
+
+@pytest.mark.parametrize("kind", [QuantizedCheckpoint, QuantizedEarlyStopping])
+def test_the_metric_of_a_float_model_does_not_count(kind, monkeypatch):
+    seen: list[Any] = []
+    for base in (ModelCheckpoint, EarlyStopping):
+        monkeypatch.setattr(base, "on_validation_end", lambda *args: seen.append(args[-1]))
+    callback, task, trainer = kind(), make_task(), Any
+    callback.on_validation_end(trainer, task)
+    assert not seen
+    calibrate(task.model, Data().x)  # pyright: ignore[reportArgumentType]
+    callback.on_validation_end(trainer, task)
+    assert seen == [task]
+
+
+def test_training_stops_where_the_quantized_accuracy_no_longer_rises():
+    task = make_task(schedule=Schedule(float_epochs=1, epochs=4))
+    stop = QuantizedEarlyStopping(patience=2, min_delta=100.0)
+    fit(task, Calibrate(2), stop)
+    assert stop.stopped_epoch == 3  # the first quantized epoch is the second; two more do not rise
+    least = QuantizedEarlyStopping()
+    assert least.monitor_op(torch.tensor(50.01) - least.min_delta, torch.tensor(50.0))
+    assert least.patience == 10
+
+
+def test_a_run_that_resumes_where_it_had_stopped_trains_no_further(tmp_path):
+    """Killed behind its last checkpoint, and in front of the artifact."""
+    path = tmp_path / "last.ckpt"
+    stopped = fit(make_task(), Calibrate(2), QuantizedEarlyStopping(1, 100.0), Save(path))
+    again = fit(make_task(), Calibrate(2), QuantizedEarlyStopping(1, 100.0), resume=path)
+    assert again.global_step == stopped.global_step == 16

@@ -16,44 +16,6 @@ from tests.helpers import calibrate
 from tests.runs import ROOT, train
 from tests.training.small import Data, make_task
 
-OPTIONS = ["recipe=tabular_w8a8", "schedule.float_epochs=1", "schedule.epochs=1", "logger=none"]
-
-
-def in_terminal(folder) -> str:
-    """Run the command with a terminal as its output and return what appeared there."""
-    outside, inside = pty.openpty()
-    termios.tcsetwinsize(inside, (40, 200))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "train.py"), *OPTIONS]
-    run = subprocess.Popen(
-        command, stdout=inside, stderr=subprocess.STDOUT, cwd=folder, env=environment
-    )
-    os.close(inside)
-    shown = b""
-    try:
-        while part := os.read(outside, 65536):
-            shown += part
-    except OSError:  # how a terminal tells that the other side is gone
-        pass
-    os.close(outside)
-    assert run.wait() == 0
-    return shown.decode()
-
-
-def test_terminal_shows_the_phase_of_every_moment(tmp_path):
-    shown = in_terminal(tmp_path)
-    assert "phase=float" in shown
-    assert "phase=fold" in shown
-
-
-def test_file_gets_one_line_for_every_epoch(tmp_path):
-    done = train(tmp_path, *OPTIONS)
-    assert "phase=" not in done.stdout + done.stderr
-    assert [x.split()[1] for x in done.stdout.splitlines() if x.startswith("epoch")] == [
-        "1/2",
-        "2/2",
-    ]
-
 
 def test_seconds_go_to_the_phase_that_the_model_is_in(monkeypatch):
     now = [100.0]
@@ -94,3 +56,42 @@ def test_lines_of_epochs(caplog):
             trainer = SimpleNamespace(sanity_checking=checking, is_global_zero=first, **values)
             EpochLines().on_validation_end(cast(Any, trainer), task)
     assert caplog.messages == ["epoch 2/5  [float]  train/loss 0.5  val/accuracy 12.35"]
+
+
+OPTIONS = ["recipe=tabular_w8a8", "schedule.float_epochs=1", "schedule.epochs=1", "logger=none"]
+
+
+def in_terminal(folder) -> str:
+    """Run the command with a terminal as its output and return what appeared there."""
+    outside, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (40, 200))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *OPTIONS]
+    run = subprocess.Popen(
+        command, stdout=inside, stderr=subprocess.STDOUT, cwd=folder, env=environment
+    )
+    os.close(inside)
+    shown = b""
+    try:
+        while part := os.read(outside, 65536):
+            shown += part
+    except OSError:  # how a terminal tells that the other side is gone
+        pass
+    os.close(outside)
+    assert run.wait() == 0
+    return shown.decode()
+
+
+def test_terminal_shows_the_phase_of_every_moment(tmp_path):
+    shown = in_terminal(tmp_path)
+    assert "phase=float" in shown
+    assert "phase=fold" in shown
+
+
+def test_file_gets_one_line_for_every_epoch(tmp_path):
+    done = train(tmp_path, *OPTIONS)
+    assert "phase=" not in done.stdout + done.stderr
+    assert [x.split()[1] for x in done.stdout.splitlines() if x.startswith("epoch")] == [
+        "1/2",
+        "2/2",
+    ]

@@ -79,8 +79,18 @@ class QuantizedEarlyStopping(EarlyStopping):
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
         super().__init__(
-            monitor="val/quantized_accuracy", mode="max", patience=patience, min_delta=min_delta
+            monitor="val/quantized_accuracy",
+            mode="max",
+            patience=patience,
+            min_delta=min_delta,
+            check_on_train_epoch_end=False,  # Lightning would look there in float epochs, too
         )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train no further where the run that is resumed had stopped already."""
+        del pl_module
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the metric once the model is quantized."""
