@@ -1,5 +1,8 @@
 """Progressive lowering: who has how many bits when, fresh ranges, and errors."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,10 +20,12 @@ from qat.observers import OBSERVERS
 from qat.quantizers import QUANTIZERS
 from qat.spec import QuantSpec
 from qat.training.callbacks import Calibrate, Fold, FreezeBatchNorm, FreezeObservers, LowerBits
+from qat.training.callbacks.calibrate import observe
 from qat.training.callbacks.lower_bits import widths
 from qat.training.optim import Rates, rate_factor
 from qat.training.schedule import Schedule
-from tests.training.small import EPOCHS, STEPS, Save, fit, make_task, same
+from tests.helpers import calibrate as calibrate_model
+from tests.training.small import EPOCHS, STEPS, Data, Save, fit, make_task, same
 
 SCHEDULE = Schedule(float_epochs=1, epochs=1, bits={8: 0.0, 4: 0.2, 2: 10})
 
@@ -119,6 +124,41 @@ def test_resumed_between_two_widths_it_is_the_same_run(tmp_path):
     whole = run(tmp_path)
     resumed = run(tmp_path, resume=tmp_path / "mid.ckpt")
     assert same(whole, resumed)
+
+
+def at_8_bits():
+    """A calibrated task whose sites have 8 of their 2 bits."""
+    task = make_task(2, Schedule(0, EPOCHS, bits={8: 0.0, 4: 10, 2: 18}, freeze_observers=20))
+    task.total_steps, quants = STEPS, [*weight_quants(task.model), *activation_quants(task.model)]
+    for quant in quants:
+        quant.use_bits(8)
+    calibrate_model(task.model, Data().x)  # pyright: ignore[reportArgumentType]
+    return task, quants
+
+
+def test_what_gets_fewer_bits_is_observed_again_without_momentum(caplog):
+    task, quants = at_8_bits()
+    learned = [p for quant in quants for p in quant.quantizer.parameters()]
+    optimizer: Any = SimpleNamespace(state=dict.fromkeys(task.model.parameters(), "momentum"))
+    trainer: Any = SimpleNamespace(
+        global_step=10, optimizers=[optimizer], datamodule=Data(), is_global_zero=True
+    )
+    with caplog.at_level("INFO", "qat"):
+        for _ in range(2):  # the second time, nothing is left to do
+            LowerBits(3).on_train_batch_start(trainer, task, None, 0)
+        trainer.is_global_zero = False
+        trainer.global_step = 18
+        LowerBits(3).on_train_batch_start(trainer, task, None, 0)
+    assert caplog.messages == ["step 10: 4 bits or more"]
+    assert optimizer.state.keys() == set(task.model.parameters()) - set(learned)
+    twin, others = at_8_bits()
+    batches = Data().calibration_batches(3)
+    for quant in others:
+        quant.use_bits(2)
+    observe(twin.model, weight_quants(twin.model), batches[:1])
+    observe(twin.model, activation_quants(twin.model), batches)
+    for quant, other in zip(quants, others, strict=True):
+        assert torch.equal(quant.quantizer.scale, other.quantizer.scale), quant.site
 
 
 class Stop(pl.Callback):
