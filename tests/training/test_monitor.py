@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from pytorch_lightning.loggers import Logger
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
+from qat.errors import ConfigError
+from qat.fake_quant import Phase
 from qat.quantizers import LSQ, QUANTIZERS
 from qat.training.callbacks import (
     Anneal,
@@ -20,6 +23,7 @@ from qat.training.callbacks import (
     Monitor,
 )
 from qat.training.callbacks.monitor import DASHBOARD
+from tests.helpers import calibrate
 from tests.runs import train
 from tests.training.small import Data, make_task
 
@@ -56,6 +60,62 @@ def scalars(board, tag):
 
 def tags(board, kind):
     return {tag for kinds in board.Runs().values() for tag in kinds[kind]}
+
+
+class Keep(Logger):
+    """Keep what is logged."""
+
+    name = version = "keep"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.seen.append(metrics)
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def fake_trainer(*loggers: Logger, **values: Any) -> Any:
+    given = {"loggers": [*loggers], "callbacks": [], "datamodule": Data(), "global_step": 3}
+    return SimpleNamespace(sanity_checking=False, is_global_zero=True, **{**given, **values})
+
+
+def test_what_is_measured_leaves_the_model_as_it_was():
+    task, keep = make_task(2), Keep()
+    calibrate(task.model, Data().x)  # pyright: ignore[reportArgumentType]
+    layer, raw = task.model.train().get_submodule("0"), task.model.get_submodule("4")
+    raw.weight_quant.set_phase(Phase.FLOAT)
+    raw._parameters["weight"].data[0] = 0.0
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    Monitor(5, histograms=False).on_validation_epoch_end(fake_trainer(keep), task)
+    assert all(torch.equal(v, before[k]) for k, v in task.model.state_dict().items())
+    assert all(module.training for module in task.model.modules())
+    (shown,) = keep.seen
+    assert shown["sparsity/0"] == (layer.weight == 0).double().mean() > 0
+    assert shown["sparsity/4"] == pytest.approx(1 / 3)
+    assert shown["bits/0"] == shown["bits/4"] == 2.0
+    assert shown["used_codes/0"] == 1.0
+    assert "used_codes/4" not in shown
+    assert shown["scale/0.weight"] == layer.weight_quant.quantizer.scale.mean()
+
+
+def test_there_is_nothing_to_measure_for_nobody():
+    task, keep = make_task(2), Keep()
+    for values in ({"sanity_checking": True}, {"is_global_zero": False}):
+        trainer = fake_trainer(keep)
+        vars(trainer).update(values)
+        Monitor(5).on_validation_epoch_end(trainer, task)
+    Monitor(5).on_validation_epoch_end(fake_trainer(datamodule=None), task)
+    assert not keep.seen
+
+
+@pytest.mark.parametrize("values", [{"num_samples": 0}, {"histograms": 1}])
+def test_values_that_make_no_sense(values):
+    with pytest.raises(ConfigError, match=r"callbacks\.monitor\."):
+        Monitor(**values)
 
 
 def test_curves(board):
@@ -126,22 +186,6 @@ class Soft(LSQ):
 
     def anneal(self, progress):
         self.temperature.fill_(progress)
-
-
-class Keep(Logger):
-    """Keep what is logged."""
-
-    name = version = "keep"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[dict[str, float]] = []
-
-    def log_metrics(self, metrics, step=None):
-        self.seen.append(metrics)
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers
