@@ -1,4 +1,6 @@
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -20,6 +22,7 @@ from qat.training.callbacks import (
     Prune,
     TrackOscillations,
 )
+from qat.training.callbacks.oscillations import quantized_progress
 from qat.training.oscillations import (
     Oscillations,
     can_hold,
@@ -29,6 +32,7 @@ from qat.training.oscillations import (
     hold_codes,
     weight_codes,
 )
+from qat.training.schedule import Schedule
 from tests.helpers import calibrate
 from tests.training.small import Data, Save, fit, make_task, same
 
@@ -204,6 +208,24 @@ def test_a_resumed_run_ends_like_one_that_was_not_cut(make, tmp_path):
             for name, history in first_run.found.items()  # pyright: ignore[reportAttributeAccessIssue]
             for key, a in history.state().items()
         )
+
+
+def test_thresholds_and_weights_move_behind_calibration():
+    schedule = Schedule(float_epochs=1, epochs=4, calibrate=0.25)  # of 100 steps: from 40 on
+    steps = (0, 39, 40, 55, 100, 110)
+    seen = [quantized_progress(step, 100, schedule) for step in steps]
+    assert seen == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0]
+    end = Schedule(float_epochs=1, epochs=0)
+    assert [quantized_progress(step, 10, end) for step in (9, 10)] == [0.0, 0.0]
+
+    task, dampen = make_task(2, schedule), Dampen(0.5, 0.1)
+    task.total_steps = 100
+    calibrate(task.model, Data().x)  # pyright: ignore[reportArgumentType]
+    for step, weight in ((0, 0.1), (70, 0.3), (100, 0.5)):  # the middle of the cosine is its mean
+        trainer: Any = SimpleNamespace(global_step=step)
+        dampen.on_train_batch_start(trainer, task, None, 0)
+        expected = weight * dampening(task.model).item()
+        assert task.penalties["dampen"]().item() == pytest.approx(expected) != 0.0
 
 
 def test_steps_are_counted_where_gradients_accumulate():
