@@ -69,7 +69,11 @@ TESTS = {  # the tests near each file, the nearest and the quickest first
     f"{CALLBACKS}/miniature.py": ["training/test_miniature.py", "training/test_probe.py"],
     f"{CALLBACKS}/monitor.py": ["training/test_defaults.py", "training/test_monitor.py"],
     f"{CALLBACKS}/oscillations.py": ["training/test_oscillations.py", "training/test_defaults.py"],
-    f"{CALLBACKS}/probe.py": ["training/test_probe.py", "training/test_defaults.py"],
+    f"{CALLBACKS}/probe.py": [
+        "training/test_probe_batches.py",
+        "training/test_probe.py",
+        "training/test_defaults.py",
+    ],
     f"{CALLBACKS}/prune.py": ["training/test_prune.py"],
     f"{CALLBACKS}/reestimate.py": ["training/test_reestimate.py"],
     f"{CALLBACKS}/size_penalty.py": ["training/test_size_penalty.py"],

@@ -162,6 +162,12 @@ def test_only_targets_are_pruned():
     assert task.model.get_submodule("0").get_buffer("weight_mask").mean() == 0.5
 
 
+def test_where_nothing_is_trained_all_is_pruned_at_once():
+    task = make_task()
+    fit(task, Prune(0.5), epochs=0)
+    assert all(layer.weight_mask.mean() == 0.5 for _, layer in Prune(0.5).targets(task.model))
+
+
 def test_a_share_that_is_not_reached_is_an_error():
     task, prune = make_task(), Prune(0.5)
     prune.add_masks(task.model)
