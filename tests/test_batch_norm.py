@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from qat import batch_norm as module
 from qat.batch_norm import (
     Stage,
     StagedBatchNorm,
@@ -14,6 +15,7 @@ from qat.batch_norm import (
     channel_gain,
     channel_shift,
     freeze_batch_norm,
+    norm_in_use,
     restore_batch_norm,
     stage_batch_norm,
 )
@@ -101,6 +103,43 @@ def test_stage_is_saved_and_copied():
     for twin in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
         assert type(twin) is type(norm)
         assert twin.stage is Stage.FROZEN
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("synchronised", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_fused_kernel_may_do_in_place_of_each_stage(
+    monkeypatch, training, synchronised, ranks
+):
+    """``live`` follows the batch of this process; what must see others' is left to the module."""
+    monkeypatch.setattr(module, "live_norm", lambda c, *rest: ("live", rest[-1].share))
+    monkeypatch.setattr(module, "frozen_norm", lambda c, *rest: ("frozen", rest[-1].share))
+    monkeypatch.setattr(module, "_num_ranks", lambda: ranks)
+    norm = make(momentum=0.25)
+    stage_batch_norm(norm.train(training), synchronised=synchronised)
+    found = {}
+    for stage in Stage:
+        norm.stage = stage
+        found[stage] = norm_in_use(norm, torch.randn(2, 3, 4, 4))
+    live = None if synchronised and ranks > 1 else ("live", 0.25)
+    assert found == {
+        Stage.LIVE: live if training else ("frozen", 0.0),
+        Stage.FROZEN: ("frozen", 0.0),
+        Stage.FOLDED: None,
+        Stage.AFFINE: None,
+    }
+    assert norm.num_batches_tracked == (1 if training and live else 0)
+    norm.stage, norm.track_running_stats = Stage.FROZEN, False
+    assert norm_in_use(norm, torch.randn(2, 3, 4, 4)) is None
+
+
+def test_a_norm_that_never_follows_batches_starts_frozen():
+    stages = []
+    for fixed in (False, True):
+        norm = make()
+        stage_batch_norm(norm, fixed=fixed)
+        stages.append(norm.stage)
+    assert stages == [Stage.LIVE, Stage.FROZEN]
 
 
 def test_restore_gives_the_class_and_the_keys_back():

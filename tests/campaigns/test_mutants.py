@@ -46,7 +46,7 @@ TESTS = {  # the tests near each file, the nearest and the quickest first
     "qat/export/storage.py": ["export/test_storage.py"],
     "qat/export/verify.py": ["export/test_verify.py", "export/test_runtime.py"],
     "qat/export/workarounds.py": ["export/test_workarounds.py"],
-    "qat/batch_norm.py": ["test_batch_norm.py", "graph/test_chains.py"],
+    "qat/batch_norm.py": ["test_batch_norm.py", "graph/test_insert.py"],
     "qat/layers.py": ["graph/test_insert.py", "test_held.py", "graph/test_convert.py"],
     "qat/integer_layers.py": ["test_integer_layers.py", "graph/test_convert.py"],
     "qat/graph/convert.py": ["graph/test_convert.py", "graph/test_residual.py"],

@@ -64,9 +64,7 @@ class WarmTests:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def _run(files: list[str], log: Path, seconds: float) -> int:
@@ -103,7 +101,9 @@ def _serve(log: Path, seconds: float) -> None:
     for name in SLOW:
         importlib.import_module(name)
     with contextlib.redirect_stdout(sys.stderr):  # imports the exporter
-        torch.onnx.export(torch.nn.Linear(1, 1), (torch.ones(2, 1),), dynamo=True, verbose=False)
+        torch.onnx.export(
+            torch.nn.Linear(1, 1).eval(), (torch.ones(2, 1),), dynamo=True, verbose=False
+        )
     for line in sys.stdin:
         print(_run(line.split(), log, seconds), flush=True)  # noqa: T201 (the answer)
 
