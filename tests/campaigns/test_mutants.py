@@ -23,7 +23,7 @@ WORDS = os.environ.get("QAT_MUTANT_FILES", "qat/").split()
 SECONDS = 300  # a fault that never ends is noticed, too
 CALLBACKS = "qat/training/callbacks"
 TESTS = {  # the tests near each file, the nearest and the quickest first
-    "qat/gate.py": ["export/test_report.py", "export/test_outcome.py", "test_several_inputs.py"],
+    "qat/gate.py": ["test_gate.py", "export/test_report.py", "test_several_inputs.py"],
     "qat/export/agreement.py": ["export/test_agreement.py", "export/test_verify.py"],
     "qat/export/dynamic.py": [
         "export/test_dynamic.py::test_every_product_runs_on_integers",

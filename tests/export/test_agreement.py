@@ -68,6 +68,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
         ([0.0, 10.0], [NAN, 10.0], 0.5, INF),
         ([3, 4], [3, 5], 0.5, 255.0),  # integers are equal or not
         ([True, False], [True, True], 0.5, 255.0),
+        ([2.0, 2.0], [2.0, 2.5], 0.5, 0.5 / 1e-12 * 255),  # far off where there is no range
         ([], [], 1.0, 0.0),
         ([0.0], [[0.0]], 0.0, INF),
     ],
