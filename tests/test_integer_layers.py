@@ -13,9 +13,9 @@ from qat.layers import Links, QuantizedLayer, quantize_layer
 from qat.spec import QuantSpec
 
 
-def site(spec, low, high, *, shape=(1,), has_batch=True) -> FakeQuant:
+def site(spec, low, high, *, shape=(1,), has_batch=True, quantizer="uniform") -> FakeQuant:
     quant = make_fake_quant(
-        "site", spec, shape, quantizer="uniform", observer="min_max", has_batch=has_batch
+        "site", spec, shape, quantizer=quantizer, observer="min_max", has_batch=has_batch
     )
     quant.quantizer.set_range(torch.as_tensor(low), torch.as_tensor(high))
     quant.calibrated = True
@@ -23,7 +23,7 @@ def site(spec, low, high, *, shape=(1,), has_batch=True) -> FakeQuant:
     return quant.eval()
 
 
-def integer(layer, spec, source=None) -> nn.Module:
+def integer(layer, spec, source=None, *, inner=False) -> nn.Module:
     shape = tuple(layer.weight.shape)
     quant = make_fake_quant(
         "w", spec, shape, quantizer="uniform", observer="min_max", has_batch=False
@@ -33,7 +33,7 @@ def integer(layer, spec, source=None) -> nn.Module:
     quant.finish_calibration()
     quant.set_phase(Phase.QUANTIZE)
     quant.eval()
-    quantize_layer(layer, quant, Links(None, "late", source))
+    quantize_layer(layer, quant, Links(None, "late", source, inner))
     layer.folded = True
     twin = copy.deepcopy(layer)
     assert isinstance(twin, QuantizedLayer)
@@ -132,6 +132,19 @@ def test_layers_compute_what_the_fold_stage_computes(spec):
     assert (twin.bias_codes is None) is (spec.group_size is not None)
     assert not list(twin.parameters())
     assert type(twin).__bases__ == (IntegerLayer, nn.Conv2d)
+
+
+@pytest.mark.parametrize(("quantizer", "parts"), [("uniform", 1), ("apot", 2)])
+def test_a_layer_inside_a_module_quantizes_its_own_input(quantizer, parts):
+    source = site(QuantSpec(4, signed=True), -2.0, 2.0, quantizer=quantizer)
+    layer = nn.Linear(4, 3)
+    twin = integer(layer, QuantSpec(8, axis=0), source, inner=True)
+    x = torch.randn(50, 4) * 2
+    assert torch.equal(twin(x), layer(x))
+    assert torch.equal(twin(x), twin(source(x)))
+    codec = twin.get_submodule("input_codec")
+    assert len([m for m in codec.modules() if not isinstance(m, nn.Sequential)]) == parts
+    assert "input_codec" not in integer(nn.Linear(4, 3), QuantSpec(8), source)._modules
 
 
 def test_bias_codes_are_on_the_grid_of_the_accumulator():
