@@ -402,3 +402,23 @@ def test_no_quantize_where_padding_leaves_the_grid():
     x = torch.randn(16, 3, 8, 8)
     _, _, converted = assert_converts_exactly(Moves(-7.0), make_scheme(4, 8), x)
     assert _moved(converted) == ["concat", "reshape"]
+
+
+class Alike(nn.Module):
+    """What one layer makes is moved alike by two modules, and otherwise by a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+        self.one, self.two, self.other = nn.Flatten(), nn.Flatten(), nn.Flatten(2)
+        self.b, self.c, self.d = nn.Linear(144, 5), nn.Linear(144, 5), nn.Linear(36, 5)
+
+    def forward(self, x):
+        x = self.relu(self.a(x))
+        return self.b(self.one(x)) + self.c(self.two(x)) + self.d(self.other(x)).sum(1)
+
+
+def test_what_is_moved_alike_is_quantized_once():
+    x = torch.randn(16, 3, 8, 8)
+    _, _, converted = assert_converts_exactly(Alike(), make_scheme(4, 8), x)
+    assert _moved(converted) == ["reshape", "reshape"]
