@@ -551,6 +551,46 @@ def test_parametrized_layers_are_refused_by_name():
         plan_of(net(fc=layer), (4,))
 
 
+class Router(nn.Module):
+    """Its control flow looks at values, so that it is left whole; what has run is planned."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high, self.act = nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.low(x) if x.mean() < 100 else self.high(x))
+
+
+@pytest.mark.parametrize(
+    ("rules", "source", "signed"),
+    [
+        ({}, "whole.low.input", True),
+        ({"unsigned": Rule("whole.low.input", None, {"signed": False})}, "whole.low.input", False),
+        ({"float": Rule("whole.low.input", None, "float")}, None, None),
+    ],
+)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_layers_of_a_module_that_is_left_whole(calls, rules, source, signed):
+    model = Net(
+        lambda m, x: m.end(m.whole(x) if calls == 1 else m.whole(m.whole(x))),
+        whole=Router(),
+        end=nn.Linear(6, 2),
+    )
+    plan = plan_of(model, (6,), make_scheme(4, 8, rules=rules))
+    assert set(plan.weights) == {"whole.low", "end"}
+    site = plan.weights["whole.low"]
+    assert (site.op, site.shape, site.inner, site.source) == ("linear", (6, 6), True, source)
+    assert site.macs == 36 * calls
+    assert site.format.spec.bits == 4
+    inner = {name: a for name, a in plan.activations.items() if name.startswith("whole.low")}
+    assert [(a.op, a.format.spec.signed) for a in inner.values()] == (
+        [] if source is None else [("leaf", signed)]
+    )
+    off = make_scheme(rules={"off": Rule("whole.low", "float")})
+    assert "whole.low" not in plan_of(model, (6,), off).weights
+
+
 def test_plan_is_plain_values(resnet18):
     _, _, plan = resnet18
     values = json.loads(json.dumps(plan.to_dict()))
