@@ -36,11 +36,13 @@ class Mutant:
 
     Attributes:
         line: Where, counted from 1.
+        text: That line as it was.
         change: Source before and after.
         source: The whole file with the fault in it.
     """
 
     line: int
+    text: str
     change: str
     source: str
 
@@ -141,4 +143,5 @@ def _mutant(source: str, node: ast.AST, text: str) -> Mutant:
     before = " ".join(coded[begin:end].decode().split())
     made = (coded[:begin] + text.encode() + coded[end:]).decode()
     ast.parse(made)  # a fault that no interpreter reads would always be noticed
-    return Mutant(node.lineno, f"{before[:90]} -> {text[:90]}", made)
+    place = lines[node.lineno - 1].strip()
+    return Mutant(node.lineno, place, f"{before[:90]} -> {text[:90]}", made)

@@ -79,9 +79,10 @@ TESTS = {  # the tests near each file, the nearest and the quickest first
     f"{CALLBACKS}/size_penalty.py": ["training/test_size_penalty.py"],
 }
 PARTS = ("qat", "tests", "conf", "recipes", "scripts", "train.py", "pyproject.toml")
-EQUIVALENT = {  # "file: change" -> why no test should notice it
-    f"{CALLBACKS}/probe.py: 16 -> 17": "a bound of taste: any near it is as good",
-    f"{CALLBACKS}/reestimate.py: 50 -> 51": "a default that nothing else names",
+EQUIVALENT = {  # file, change and, from the left, the line -> why no test should notice it
+    "qat/export/dynamic.py: 0 -> 1 in dequantizes =": "its codes and their scale have one reader",
+    f"{CALLBACKS}/probe.py: 16 -> 17 in LEAST_SAMPLES": "a bound of taste: any near it is as good",
+    f"{CALLBACKS}/reestimate.py: 50 -> 51 in def __init__": "a default that nothing else names",
 }
 pytestmark = pytest.mark.slow
 
@@ -120,7 +121,7 @@ def survivors(warm: WarmTests, path: Path, file: str, drawn: list[Mutant]) -> li
         verdict = "SURVIVED" if has_survived else warm.first_failure()
         say(f"{file}:{mutant.line}: {mutant.change}\n    {verdict}")
         if has_survived:
-            left.append(f"{file}: {mutant.change}")
+            left.append(f"{file}: {mutant.change} in {mutant.text}")
     write(path, whole, moment - 2)
     return left
 
@@ -139,7 +140,7 @@ def test_nine_of_ten_faults_are_noticed(folder, warm):
         found = survivors(warm, folder / file, file, drawn)
         say(f"{file}: {len(drawn) - len(found)} of {len(drawn)} noticed")
         number, left = number + len(drawn), left + found
-    unexplained = [line for line in left if line not in EQUIVALENT]
+    unexplained = [line for line in left if not line.startswith(tuple(EQUIVALENT))]
     say("\n".join([f"{number - len(left)} of {number} faults noticed; unexplained:", *unexplained]))
     assert number
     assert len(unexplained) <= number / 10
