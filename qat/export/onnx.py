@@ -35,12 +35,8 @@ from qat.signature import ONE_INPUT, Signature, interface
 OPSET = 21
 op: Any = opset21
 INPUT, OUTPUT = ONE_INPUT, ONE_OUTPUT
-_FULL_RANGE = {
-    ir.DataType.UINT8: (0, 255),
-    ir.DataType.INT8: (-128, 127),
-    ir.DataType.UINT16: (0, 65535),
-    ir.DataType.INT16: (-32768, 32767),
-}
+_FULL_RANGE = {ir.DataType.UINT8: (0, 255), ir.DataType.UINT16: (0, 65535)}
+"""Of the codes of activations, which are stored without a sign."""
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
@@ -124,7 +120,7 @@ def export_onnx(
     proto.producer_name = PRODUCER
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"expected a valid ONNX model for '{Path(path).name}', got {reason(error)}: replace "
             "the operation, or train with target=simulation, which writes no file."

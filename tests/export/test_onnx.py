@@ -1,6 +1,7 @@
 from collections import Counter
 from functools import partial
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -257,6 +258,49 @@ def test_operations_without_an_onnx_form_are_refused(tmp_path):
     with pytest.raises(ExportError, match="ONNX form"):
         export_onnx(convert(captured), x[:1], tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("op_type", ["Nonsense", "Add"])
+def test_a_file_that_no_runtime_could_read_is_not_written(op_type, tmp_path, monkeypatch):
+    """An operator that there is not, and one whose inputs are of two types."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        whole = onnx.numpy_helper.from_array(np.array([1, 2]), "whole")
+        proto.graph.initializer.append(whole)
+        names = [proto.graph.input[0].name, "whole"]
+        proto.graph.node.append(onnx.helper.make_node(op_type, names, ["odd"]))
+
+    monkeypatch.setattr("qat.export.onnx.respect_limits", damage)
+    x = torch.randn(8, 2)
+    captured, _ = folded(nn.Sequential(nn.Linear(2, 3)), make_scheme(), x)
+    with pytest.raises(ExportError, match=r"valid ONNX model for 'model\.onnx', got .*" + op_type):
+        export_onnx(convert(captured), x[:1], tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class Means(nn.Module):
+    """Averages over images, whose axes are counted from either end, and over other axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        images = x.mean((2, 3)), x.mean((-1, -2)), x.mean((3, 2), keepdim=True)
+        return *images, x.mean((1, 2)), x.flatten(2).mean(2), x.sigmoid() + 0.0
+
+
+def test_averages_over_images_have_an_integer_kernel_and_nothing_is_merged(tmp_path):
+    x = torch.randn(8, 3, 4, 4)
+    captured, _ = folded(Means(), make_scheme(), x)
+    converted = convert(captured)
+    export_onnx(converted, x[:1], tmp_path / "model.onnx")
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert (ops["GlobalAveragePool"], ops["ReduceMean"], ops["Add"]) == (3, 2, 1)
+    ours = [*OnnxModel(tmp_path / "model.onnx").run(x).values()]
+    for found, expected in zip(ours, IntegerRun(converted)(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_export_keeps_the_model_and_warns_of_nothing(tmp_path, capsys, recwarn):
