@@ -39,7 +39,12 @@ TESTS = {  # the tests near each file, the nearest and the quickest first
         "export/test_onnx_file.py",
     ],
     "qat/export/outcome.py": ["export/test_outcome.py"],
-    "qat/export/packed.py": ["export/test_packed.py"],
+    "qat/export/packed.py": [
+        "export/test_packed.py",
+        "runtimes/test_packed_model.py::test_what_it_tells",
+        "runtimes/test_packed_model.py::test_every_layer",
+        "runtimes/test_packed_model.py::test_damaged_and_hostile_files",
+    ],
     "qat/export/report.py": ["export/test_report.py", "export/test_outcome.py"],
     "qat/export/runtime.py": ["export/test_runtime.py"],
     "qat/export/sites.py": ["export/test_verify.py"],

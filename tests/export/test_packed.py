@@ -13,6 +13,7 @@ from qat.export.packed_file import pack_bits, unpack_bits
 from qat.functional.codes import dequantize_codes
 from qat.graph.convert import convert
 from qat.integer_layers import IntegerLayer
+from qat.spec import Rule
 from tests.graph.test_convert import FORMATS, make
 from tests.helpers import folded, make_scheme, warm_up
 
@@ -96,6 +97,30 @@ def test_what_stays_float_is_stored_too(tmp_path):
     tensors, _ = load_packed(tmp_path / "m.safetensors")
     assert torch.equal(tensors["0.gain"], channel_gain(model[0]))
     assert torch.equal(tensors["0.shift"], channel_shift(model[0]))
+
+
+@pytest.mark.parametrize(
+    ("grid", "shares"),
+    [
+        ({"quantizer": "dynamic", "signed": True}, "token"),
+        ({"quantizer": "dynamic_tensor", "signed": False, "symmetric": False}, "tensor"),
+    ],
+    ids=["token", "tensor"],
+)
+def test_the_header_says_which_values_share_a_scale_that_they_bring(grid, shares, tmp_path):
+    fields = {"bits": 8, "observer": "min_max", **grid}
+    reads = {"floats": Rule("*", activation="float"), "reads": Rule("*", activation=fields)}
+    x = torch.randn(16, 4)
+    captured, _ = folded(nn.Sequential(nn.Linear(4, 3)), make_scheme(rules=reads), x)
+    converted, path = convert(captured), tmp_path / "m.safetensors"
+    save_packed(converted, x, path, metadata={})
+    form = load_packed(path)[1]["activations"]["input.input"]
+    assert form == {
+        "bits": 8,
+        "qmin": -128 if grid["signed"] else 0,
+        "qmax": 127 if grid["signed"] else 255,
+        "dynamic": shares,
+    }
 
 
 @pytest.mark.parametrize(("weights", "activations"), [(2, 2), (4, 4)])
