@@ -3,11 +3,13 @@
 import importlib.util
 import sys
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from qat.errors import ConfigError, ExportError
+from qat.export import runtime
 from qat.export.agreement import compare_outputs
 from qat.export.runtime import OnnxModel
 from qat.models import build
@@ -117,7 +119,31 @@ def test_unknown_runtime():
 
 
 def test_options_reach_onnxruntime(plain):
-    options = OnnxModel(plain.path, threads=2).session.get_session_options()
-    assert options.intra_op_num_threads == 2
+    for threads, expected in ((2, 2), (None, 0)):  # 0: as many as there are
+        options = OnnxModel(plain.path, threads=threads).session.get_session_options()
+        assert options.intra_op_num_threads == expected
     with pytest.raises(ExportError, match=r"CPUExecutionProvider.* got NoSuchProvider: choose"):
         OnnxModel(plain.path, providers=["NoSuchProvider"])
+
+
+@pytest.mark.parametrize(("message", "tries"), [(f"at {runtime._SHARED} it fails", 2), ("no", 1)])
+def test_sums_are_cut_off_only_where_the_file_runs_in_no_other_way(
+    message, tries, plain, monkeypatch, caplog
+):
+    make, seen = onnxruntime.InferenceSession, []
+
+    def fail_once(content, options, providers):
+        seen.append(options.get_session_config_entry(runtime._EXACT_SUMS))
+        if len(seen) == 1:
+            raise RuntimeError(message)
+        return make(content, options, providers=providers)
+
+    monkeypatch.setattr(runtime, "cuts_off_sums", lambda: True)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail_once)
+    if tries == 2:
+        assert OnnxModel(plain.path)(plain.x).shape == plain.logits.shape
+    else:
+        with pytest.raises(ExportError, match=r"RuntimeError \(no\)"):
+            OnnxModel(plain.path)
+    assert seen == ["1", "0"][:tries]
+    assert ("sums may be cut off" in caplog.text) is (tries == 2)
