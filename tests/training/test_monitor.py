@@ -3,7 +3,7 @@
 import csv
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -86,7 +86,7 @@ def fake_trainer(*loggers: Logger, **values: Any) -> Any:
 def test_what_is_measured_leaves_the_model_as_it_was():
     task, keep = make_task(2), Keep()
     calibrate(task.model, Data().x)  # pyright: ignore[reportArgumentType]
-    layer, raw = task.model.train().get_submodule("0"), task.model.get_submodule("4")
+    layer, raw = (cast(Any, task.model.train()).get_submodule(name) for name in ("0", "4"))
     raw.weight_quant.set_phase(Phase.FLOAT)
     raw._parameters["weight"].data[0] = 0.0
     before = {k: v.clone() for k, v in task.model.state_dict().items()}
