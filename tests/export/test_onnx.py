@@ -1,12 +1,12 @@
 from collections import Counter
 from functools import partial
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from onnx import TensorProto, helper
+from torch import fx, nn
 from torch.nn import functional as F
 
 from qat.errors import ExportError
@@ -263,18 +263,19 @@ def test_operations_without_an_onnx_form_are_refused(tmp_path):
 @pytest.mark.parametrize("op_type", ["Nonsense", "Add"])
 def test_a_file_that_no_runtime_could_read_is_not_written(op_type, tmp_path, monkeypatch):
     """An operator that there is not, and one whose inputs are of two types."""
-
-    def damage(proto: onnx.ModelProto) -> None:
-        whole = onnx.numpy_helper.from_array(np.array([1, 2]), "whole")
-        proto.graph.initializer.append(whole)
-        names = [proto.graph.input[0].name, "whole"]
-        proto.graph.node.append(onnx.helper.make_node(op_type, names, ["odd"]))
-
-    monkeypatch.setattr("qat.export.onnx.respect_limits", damage)
-    x = torch.randn(8, 2)
-    captured, _ = folded(nn.Sequential(nn.Linear(2, 3)), make_scheme(), x)
+    infos = [
+        helper.make_tensor_value_info(name, kind, [2])
+        for name, kind in (("a", TensorProto.FLOAT), ("b", TensorProto.INT64))
+    ]
+    result = helper.make_tensor_value_info("output", TensorProto.FLOAT, [2])
+    graph = helper.make_graph(
+        [helper.make_node(op_type, ["a", "b"], ["output"])], "graph", infos, [result]
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    monkeypatch.setattr("qat.export.onnx._translate", lambda *args: proto)
     with pytest.raises(ExportError, match=r"valid ONNX model for 'model\.onnx', got .*" + op_type):
-        export_onnx(convert(captured), x[:1], tmp_path / "model.onnx")
+        export_onnx(fx.symbolic_trace(nn.Identity()), torch.zeros(2), tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
 
