@@ -135,6 +135,29 @@ def between_grids(op: str, ratio: float, *, moved: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+JUST = 1 - 2.0**-20
+BOUNDS = [
+    ("GlobalAveragePool", 2.0**-8, 2.0**8 * JUST),
+    ("AveragePool", 0.0, 2.0**22 * JUST),
+    ("Mul", 0.0, 2.0**14 * JUST),  # by a second input with scale 1
+    ("Add", 0.0, 2.0**22 - 2),
+]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize(("op", "least", "most"), BOUNDS)
+def test_only_what_lies_outside_its_bounds_is_rewritten(op, least, most, moved):
+    changed = "ReduceMean" if op == "GlobalAveragePool" else "Max"
+    beyond = most + 1 if op == "Add" else most / JUST
+    cases = {least: False, most: False, beyond: True}
+    for ratio, is_far in {**cases, least * JUST: least > 0}.items():
+        proto = between_grids(op, ratio, moved=moved)
+        respect_limits(proto)
+        kinds = [node.op_type for node in proto.graph.node]
+        assert (changed in kinds) is is_far, ratio
+        assert (op in kinds) is (not is_far or changed == "Max")
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("op", KERNELS)
