@@ -158,6 +158,41 @@ def test_only_what_lies_outside_its_bounds_is_rewritten(op, least, most, moved):
         assert (op in kinds) is (not is_far or changed == "Max")
 
 
+@pytest.mark.parametrize(
+    ("front", "behind", "is_between"),
+    [
+        (["DequantizeLinear"], ["QuantizeLinear"], True),
+        (["DequantizeLinear", "Transpose", "Squeeze"], ["QuantizeLinear"], True),
+        (["DequantizeLinear"], ["QuantizeLinear", "QuantizeLinear"], True),
+        (["DequantizeLinear"], ["QuantizeLinear", "Relu"], False),
+        (["DequantizeLinear"], [], False),
+        (["DequantizeLinear", "Relu"], ["QuantizeLinear"], False),
+        (["Cast"], ["QuantizeLinear"], False),
+    ],
+    ids=str,
+)
+def test_a_softmax_between_codes_computes_in_float(front, behind, is_between):
+    names = [f"x{i}" for i in range(len(front) + 1)]
+    more = {"DequantizeLinear": ["s", "z"], "QuantizeLinear": ["s", "z"]}
+    nodes = [
+        helper.make_node(kind, [name, *more.get(kind, [])], [result])
+        for kind, name, result in zip(front, names, names[1:], strict=False)
+    ]
+    nodes.append(helper.make_node("Softmax", [names[-1]], ["y"]))
+    nodes += [
+        helper.make_node(kind, ["y", *more.get(kind, [])], [f"out{i}"])
+        for i, kind in enumerate(behind)
+    ]
+    stored = [numpy_helper.from_array(np.float32(0.1), "s")]
+    stored.append(numpy_helper.from_array(np.uint8(0), "z"))
+    proto = helper.make_model(helper.make_graph(nodes, "one", [], [], stored))
+    respect_limits(proto)
+    kinds = [node.op_type for node in proto.graph.node]
+    place = kinds.index("Softmax") + 1
+    assert (kinds[place : place + 1] == ["Abs"]) is is_between
+    assert ("Abs" in kinds) is is_between
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("op", KERNELS)

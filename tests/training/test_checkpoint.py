@@ -1,6 +1,7 @@
 """What the best checkpoint and early stopping look at; the best goes with its run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,10 +31,12 @@ def saved(tmp_path):
     return first.state_dict()
 
 
-@pytest.mark.parametrize("place", ["old", "copied elsewhere", "moved"])
+@pytest.mark.parametrize("place", ["old", "copied/else/where", "made", "moved"])
 def test_the_best_goes_with_the_run(place, saved, tmp_path):
     folder = tmp_path / place
-    if place == "moved":
+    if place == "made":
+        folder.mkdir()
+    elif place == "moved":
         (tmp_path / "old").rename(folder)
     again = make(folder)
     again._resumed = folder if place == "moved" else tmp_path / "old"  # as setup finds it
@@ -47,6 +50,17 @@ def test_the_best_goes_with_the_run(place, saved, tmp_path):
         "kth_best_model_path": str(path),
         "best_k_models": {str(path): torch.tensor(90.0)},
     }
+
+
+def test_a_run_knows_beside_which_checkpoint_it_resumes(tmp_path, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(ModelCheckpoint, "setup", lambda *args: seen.append(args[-1]))
+    callback, task = make(tmp_path), make_task()
+    for resumed, folder in ((None, None), (tmp_path / "a/last.ckpt", tmp_path / "a")):
+        trainer: Any = SimpleNamespace(ckpt_path=resumed)
+        callback.setup(trainer, task, "fit")
+        assert callback._resumed == folder
+    assert seen == ["fit", "fit"]  # Lightning finds its own folder there
 
 
 def test_without_its_file_the_best_starts_anew(saved, tmp_path):
