@@ -24,6 +24,7 @@ SECONDS = 300  # a fault that never ends is noticed, too
 CALLBACKS = "qat/training/callbacks"
 TESTS = {  # the tests near each file, the nearest and the quickest first
     "qat/gate.py": ["test_gate.py", "export/test_report.py", "test_several_inputs.py"],
+    "qat/forms.py": ["test_forms.py"],
     "qat/export/agreement.py": ["export/test_agreement.py", "export/test_verify.py"],
     "qat/export/dynamic.py": [
         "export/test_dynamic.py::test_every_product_runs_on_integers",
@@ -31,6 +32,8 @@ TESTS = {  # the tests near each file, the nearest and the quickest first
     ],
     "qat/export/form.py": ["test_calls.py", "export/test_trees.py"],
     "qat/export/onnx.py": [
+        "export/test_onnx.py::test_a_file_that_no_runtime_could_read_is_not_written",
+        "export/test_onnx.py::test_averages_over_images_have_an_integer_kernel_and_nothing_is_merged",
         "export/test_onnx.py::test_other_formats_and_layers_load_and_agree",
         "export/test_onnx.py::test_export_keeps_the_model_and_warns_of_nothing",
         "export/test_onnx.py::test_softmax_of_codes_and_layers_with_two_scales_are_exact",
