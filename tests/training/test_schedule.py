@@ -62,6 +62,8 @@ def test_steps_are_in_order_for_every_length(total):
         ({"epochs": True}, r"schedule\.epochs .*whole number.* got true"),
         ({"fold": math.nan}, r"schedule\.fold .* got nan"),
         ({"bits": {4: math.inf}}, r"schedule\.bits .* got \{4: inf\}"),
+        ({"bits": {4: 0.0, 0: 0.1}}, r"schedule\.bits .* got \{4: 0\.0, 0: 0\.1\}"),
+        ({"bits": {17: 0.0, 4: 0.1}}, r"schedule\.bits .* got \{17: 0\.0, 4: 0\.1\}"),
         ({"calibrate": -0.1}, r"schedule\.calibrate"),
         ({"fold": 1.5}, r"schedule\.fold"),
         ({"freeze_observers": -3}, r"schedule\.freeze_observers"),
@@ -75,6 +77,11 @@ def test_steps_are_in_order_for_every_length(total):
 def test_values_that_make_no_sense(values, match):
     with pytest.raises(ConfigError, match=match):
         Schedule(**values)
+
+
+def test_bits_go_from_16_to_1():
+    schedule = Schedule(bits={16: 0, 1: 0.5})
+    assert [schedule.least_bits(step, 10) for step in (0, 4, 5)] == [16, 16, 1]
 
 
 def test_a_milestone_behind_the_end_is_refused_once_the_length_is_known():
