@@ -96,6 +96,8 @@ PARTS = ("qat", "tests", "conf", "recipes", "scripts", "train.py", "pyproject.to
 EQUIVALENT = {  # file, change and, from the left, the line -> why no test should notice it
     "qat/export/dynamic.py: 0 -> 1 in dequantizes =": "its codes and their scale have one reader",
     f"{CALLBACKS}/lower_bits.py: 1 -> 2 in lowest =": "of a model in which nothing has bits",
+    f"{CALLBACKS}/miniature.py: loss < first + DIVERGED -> (loss <=": "a loss of just that much",
+    f"{CALLBACKS}/monitor.py: 0 -> 1 in goes_on =": "a file of events has more than one byte",
     f"{CALLBACKS}/probe.py: 16 -> 17 in LEAST_SAMPLES": "a bound of taste: any near it is as good",
     f"{CALLBACKS}/reestimate.py: 50 -> 51 in def __init__": "a default that nothing else names",
 }

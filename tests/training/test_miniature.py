@@ -25,3 +25,11 @@ def test_what_does_not_quantize_yet_is_observed_once_at_its_moment(monkeypatch):
     weights, activations = ({quant.site for quant in quants} for quants in kinds)
     assert seen == [(False, weights), (True, activations)]
     assert not any(quant.active for quants in kinds for quant in quants)  # of the run itself
+
+
+def test_a_rate_that_diverges_costs_no_more_steps(monkeypatch):
+    task, batches = make_task(4, Schedule(0, 5)), Data().labelled_batches(8)
+    task.total_steps, task.rates = 40, Rates(0.05, 0.05)
+    small, losses = Miniature(task, batches[:6], batches[6:], None), iter([1.0, 3.9, 4.1])
+    monkeypatch.setattr(small, "_step", lambda *args: next(losses))  # a fourth would be an error
+    assert small.loss_of(0.01) == float("inf")
