@@ -144,6 +144,18 @@ def test_masks_never_shrink_and_come_back_from_the_state():
     assert layer.weight_mask.mean().item() == pytest.approx(0.5)
 
 
+def test_the_ramp_goes_from_its_start_to_its_end():
+    task, prune = make_task(), Prune(0.5, start=0.25, end=0.75)
+    prune.add_masks(task.model)
+    for progress, along in ((0.1, 0.0), (0.25, 0.0), (0.5, 0.5), (0.75, 1.0), (1.0, 1.0)):
+        prune._prune_to(task, progress)
+        assert prune.current == pytest.approx(cubic_ratio(along, 0.5))
+    at_once = Prune(0.5, start=0.3, end=0.3)
+    at_once.add_masks(task.model)
+    at_once._prune_to(task, 0.31)
+    assert at_once.current == 0.5
+
+
 def test_layers_and_skip():
     model = make_task().model
     assert [n for n, _ in Prune(0.5).targets(model)] == ["0", "4"]
