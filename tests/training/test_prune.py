@@ -2,6 +2,7 @@ import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,9 @@ def test_a_share_that_is_not_reached_is_an_error():
         expected = pytest.raises(TrainingError, match=f"50.0%.*layer '{name}'")
         with nullcontext() if reached else expected:
             prune._check(name, layer)
+    exact: Any = SimpleNamespace(weight_mask=torch.ones(8, 8))  # shares that no float rounds
+    exact.weight_mask.flatten()[:31] = 0
+    prune._check("exact", exact)
 
 
 @pytest.mark.parametrize(
