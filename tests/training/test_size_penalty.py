@@ -46,6 +46,14 @@ def test_mean_is_over_weights_that_learn_their_bits(captured):
     assert captured.get_submodule("3").weight_quant.quantizer.learned_scale.grad is None
 
 
+def test_one_weight_has_the_bits_that_it_has():
+    x = torch.randn(4, 1)
+    scheme = make_scheme(4, 8, weight={"quantizer": "learned_bits", "axis": None})
+    captured = prepare(nn.Sequential(nn.Linear(1, 1)), scheme, x)[0]
+    calibrate(captured, x)
+    assert mean_bits(captured) == 4
+
+
 @pytest.mark.parametrize("phase", [Phase.FLOAT, Phase.OBSERVE, Phase.FROZEN])
 def test_bits_cost_only_while_they_move(captured, phase):
     for quant in weight_quants(captured):
