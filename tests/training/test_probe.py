@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from qat.compose import compose_plain
 from qat.errors import ConfigError
@@ -19,6 +21,7 @@ from qat.training.callbacks import (
 )
 from qat.training.callbacks.miniature import Miniature
 from qat.training.callbacks.probe import choose, descend, lower_rates
+from qat.training.distill import Teacher
 from qat.training.optim import Rates
 from qat.training.schedule import Schedule
 from tests.helpers import calibrate
@@ -90,6 +93,68 @@ def test_a_miniature_leaves_the_run_alone():
     assert first == small.loss_of(0.05) != small.loss_of(0.01)
     assert all(torch.equal(v, task.model.state_dict()[k]) for k, v in before.items())
     assert all(p.grad is None and p.requires_grad for p in task.model.parameters())
+
+
+def test_few_batches_are_gone_through_again_and_again():
+    data = Uncentred()
+    task = prepared(data)
+    batches, judges = data.labelled_batches(2), data.labelled_batches(4)[2:]
+    few = Miniature(task, batches, judges, None, steps=6)
+    assert few.loss_of(0.05) == Miniature(task, batches * 3, judges, None).loss_of(0.05)
+
+
+class Few(Data):
+    """A data set of ``count`` training samples, in batches of at most 8."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.x, self.y = self.x[:count], self.y[:count]
+
+    def labelled_batches(self, num, *, most=None, augmented=False):
+        size = min(most or 8, 8, len(self.x))
+        whole = len(self.x) // size * size
+        return list(zip(self.x[:whole].split(size), self.y[:whole].split(size), strict=True))[:num]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "judging"),
+    [(64, [8] * 6, [8] * 2), (32, [8] * 2, [8] * 2), (24, [8] * 2, [8]), (8, [4], [4])],
+)
+def test_what_judges_is_not_trained_on(count, sizes, judging):
+    seen, judges = ProbeRate(6, 2)._batches(holder(Few(count)), prepared(Uncentred()))
+    assert [len(y) for _, y in seen] == sizes
+    assert [len(y) for _, y in judges] == judging
+    pairs = [(a, b) for x, _ in seen for y, _ in judges for a in x for b in y]
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+def holder(data):
+    """Return what stands for a trainer: it has the data."""
+    return SimpleNamespace(datamodule=data)
+
+
+class Counting(nn.Module):
+    """A teacher that counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(100, 3), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize(("room", "calls"), [(10**6, 4), (2 * 8 * 3 * 4, 2 + 2 * 2), (0, 8)])
+def test_a_teacher_that_remembers_says_the_same(room, calls):
+    data, model = Data(), Counting()
+    teacher = Teacher(model, 0.5, 1.0)
+    again, batches = teacher.remembering(room), data.labelled_batches(4)
+    logits = torch.randn(8, 3)
+    wanted = [teacher.mix(logits.sum(), logits, x) for x, _ in batches] * 2
+    model.calls = 0
+    assert [again.mix(logits.sum(), logits, x) for x, _ in batches * 2] == wanted
+    assert model.calls == calls
 
 
 def milestones(*more):

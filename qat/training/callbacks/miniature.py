@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -32,14 +33,22 @@ class Miniature:
 
     Args:
         task: The run, as its quantized part starts; it is not changed.
-        batches: Training batches, one for each step.
+        batches: Training batches.
         judges: Other training batches, whose mean loss judges.
         clip: Largest norm of gradients, if there is one.
+        steps: Optimizer steps; as a run does, they go through few batches again and again.
+            ``None``: one for each batch.
     """
 
     def __init__(
-        self, task: QATTask, batches: Sequence[Batch], judges: Sequence[Batch], clip: float | None
+        self,
+        task: QATTask,
+        batches: Sequence[Batch],
+        judges: Sequence[Batch],
+        clip: float | None,
+        steps: int | None = None,
     ) -> None:
+        self.steps = steps or len(batches)
         self.task, self.batches, self.judges, self.clip = task, batches, judges, clip
         self._inputs = [x for x, _ in batches]
 
@@ -55,8 +64,8 @@ class Miniature:
         task, model = self.task, self._copy()
         optimizer = task.make_optimizer(parameter_groups(model, rates))
         peaks, first = [group["lr"] for group in optimizer.param_groups], math.nan
-        for index, batch in enumerate(self.batches):
-            step = self._moment(2 * index / len(self.batches))
+        for index, batch in enumerate(islice(cycle(self.batches), self.steps)):
+            step = self._moment(2 * index / self.steps)
             self._pass_milestones(model, step)
             factor = share * rate_factor(step, task.total_steps, task.schedule, rates)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):

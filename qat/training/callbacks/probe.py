@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -141,18 +142,23 @@ class ProbeRate(Milestone):
 
     def act(self, trainer: pl.Trainer, task: QATTask) -> None:
         """Try rates, and train at the best."""
+        begun = time.perf_counter()
         batches, judges = self._batches(trainer, task)
-        small = Miniature(task, batches, judges, trainer.gradient_clip_val)
+        small = Miniature(task, batches, judges, trainer.gradient_clip_val, steps=self._steps(task))
+        teacher = task.teacher
+        task.teacher = teacher and teacher.remembering(MOST_BYTES)
         with torch.random.fork_rng(), torch.autocast(task.device.type, enabled=False):
             rates = lower_rates(task.rates.highest)
             self.untrained = small.untrained()
             self.tried = descend(rates, small.loss_of, self.untrained)
+        task.teacher = teacher
         self.tried, self.untrained = trainer.strategy.broadcast((self.tried, self.untrained))
         assert self.chosen is not None
         task.use_rate(self.chosen)
         if trainer.is_global_zero:
             shown = ", ".join(f"{rate:g} {loss:.4g}" for rate, loss in self.tried.items())
             log.info("loss without training %.4g, at each rate: %s", self.untrained, shown)
+            log.info("rates were tried in %.1f s", time.perf_counter() - begun)
             log.info("training at %g; optimizer.rates.qat_lr=... sets another", self.chosen)
             if min(self.tried.values()) >= self.untrained:
                 log.warning("no rate that was tried gains over calibration alone")
@@ -160,15 +166,20 @@ class ProbeRate(Milestone):
     def _batches(self, trainer: pl.Trainer, task: QATTask) -> tuple[list[Batch], list[Batch]]:
         """Return batches to step on and others that judge, smaller ones where samples are large."""
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        steps = min(self.num_batches, task.total_steps - task.schedule.start(task.total_steps))
-        count = steps + self.num_judges
+        count = self._steps(task) + self.num_judges
         (first,) = data.labelled_batches(1)
         size = len(first[1])
         most = min(size, max(LEAST_SAMPLES, MOST_BYTES * size // (_num_bytes(first) * count)))
-        judges = data.labelled_batches(count, most=most)
-        steps = max(1, min(steps, len(judges) - self.num_judges))
-        seen = data.labelled_batches(steps, most=most, augmented=True)
-        return _to(task.device, seen), _to(task.device, judges[-self.num_judges :])
+        plain = data.labelled_batches(count, most=most)
+        if len(plain) == 1:  # a judge of its own, even so
+            most = max(1, most // 2)
+            plain = data.labelled_batches(count, most=most)
+        judges = min(self.num_judges, max(1, len(plain) // 2))
+        seen = data.labelled_batches(max(1, len(plain) - judges), most=most, augmented=True)
+        return _to(task.device, seen), _to(task.device, plain[-judges:])
+
+    def _steps(self, task: QATTask) -> int:
+        return min(self.num_batches, task.total_steps - task.schedule.start(task.total_steps))
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has acted, and the losses."""
