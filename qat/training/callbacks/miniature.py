@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import cycle, islice
@@ -20,7 +20,7 @@ from qat.quantizers import Deployable
 from qat.training.callbacks.anneal import anneal, anneal_progress
 from qat.training.callbacks.calibrate import observe
 from qat.training.evaluate import logits_of
-from qat.training.optim import Rates, parameter_groups, rate_factor
+from qat.training.optim import parameter_groups, rate_factor
 from qat.training.schedule import ORDER
 from qat.training.task import Batch, QATTask
 
@@ -53,29 +53,35 @@ class Miniature:
         self._inputs = [x for x, _ in batches]
 
     def untrained(self) -> float:
-        """Return the loss behind steps of size 0: batch-norms and observers follow as ever."""
-        return self._train(self.task.rates, 0.0)
+        """Return the loss without steps: batch-norms and observers follow as ever."""
+        model = self._copy()
+        for _, (x, _) in self._course(model):
+            logits_of(model.train(), x)
+        return self._judge(model)
 
     def loss_of(self, rate: float) -> float:
         """Return the loss behind training at ``rate``; infinite where that diverges."""
-        return self._train(replace(self.task.rates, qat_lr=rate), 1.0)
-
-    def _train(self, rates: Rates, share: float) -> float:
-        task, model = self.task, self._copy()
+        task, model, rates = self.task, self._copy(), replace(self.task.rates, qat_lr=rate)
         optimizer = task.make_optimizer(parameter_groups(model, rates))
-        peaks, first = [group["lr"] for group in optimizer.param_groups], math.nan
-        for index, batch in enumerate(islice(cycle(self.batches), self.steps)):
-            step = self._moment(2 * index / self.steps)
-            self._pass_milestones(model, step)
-            factor = share * rate_factor(step, task.total_steps, task.schedule, rates)
+        peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
+        first: float | None = None
+        for step, batch in self._course(model):
+            factor = rate_factor(step, task.total_steps, task.schedule, rates)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             loss = self._step(model.train(), optimizer, batch)
-            first = loss if index == 0 else first
+            first = loss if first is None else first
             if not loss < first + DIVERGED:
                 return math.inf
-        self._pass_milestones(model, task.total_steps)
         return self._judge(model)
+
+    def _course(self, model: nn.Module) -> Iterator[tuple[int, Batch]]:
+        """Yield a step of the run and a batch, and take ``model`` through the milestones."""
+        for index, batch in enumerate(islice(cycle(self.batches), self.steps)):
+            step = self._moment(2 * index / self.steps)
+            self._pass_milestones(model, step)
+            yield step, batch
+        self._pass_milestones(model, self.task.total_steps)
 
     def _copy(self) -> nn.Module:
         """Return the model, every site with its own bits, where a schedule lowers them."""
