@@ -40,6 +40,9 @@ PROBED = Rates(0.05, "up to 0.5")
         ([math.inf, math.inf, 1.0, 1.9], 4, 2),
         ([2.2, 2.3, 2.1, 1.0, 1.2], 5, 3),  # none of the first gains over 2.0 without a step
         ([2.2, 2.3, 2.4], 3, 2),  # nor does any: the lowest
+        ([1.9, 1.95, 1.2, 1.5], 4, 2),  # one by chance, which does not end it
+        ([1.9, 1.95, 1.96, 1.2], 3, 0),  # but two in a row do
+        ([2.5, 1.9, 2.0, 1.89, 1.95, 1.9, 1.99, 1.99], 8, 5),
     ],
 )
 def test_the_lowest_rate_that_gains_nearly_as_much_as_the_best(losses, tried, chosen):
@@ -93,6 +96,14 @@ def test_a_miniature_leaves_the_run_alone():
     assert first == small.loss_of(0.05) != small.loss_of(0.01)
     assert all(torch.equal(v, task.model.state_dict()[k]) for k, v in before.items())
     assert all(p.grad is None and p.requires_grad for p in task.model.parameters())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_without_steps_is_with_steps_of_size_0(share):
+    data = Uncentred()
+    task = prepared(data, Schedule(0, 5, freeze_batch_norm=share, fold=1.0))
+    small = Miniature(task, data.labelled_batches(6), data.labelled_batches(8)[6:], None)
+    assert small.untrained() == small.loss_of(1e-45) != small.loss_of(1e-3)
 
 
 def test_few_batches_are_gone_through_again_and_again():

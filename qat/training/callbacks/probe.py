@@ -30,6 +30,8 @@ STEP_DOWN = 0.25
 MOST_RATES = 10
 ENOUGH = 0.9
 """Share of the best gain that a lower rate has to reach."""
+CLEAR = 0.1
+"""Share of the loss that a gain is, where few samples tell good rates from others."""
 
 MOST_BYTES = 2**29
 """Of all inputs that a probe reads: large images come in smaller batches."""
@@ -47,6 +49,9 @@ def descend(
 ) -> dict[float, float]:
     """Try rates from high to low, until one gains much less than the best.
 
+    While the best gains little, two in a row have to: by chance a rate that is too high may gain
+    some, and the next one less, where one further down gains many times as much.
+
     Args:
         rates: From high to low.
         loss_of: Returns the loss of a rate; infinite where it diverges.
@@ -56,10 +61,12 @@ def descend(
         The loss of every rate that was tried.
     """
     tried: dict[float, float] = {}
+    worse = 0
     for rate in rates:
         tried[rate] = loss_of(rate)
         best = untrained - min(tried.values())
-        if best > 0 and untrained - tried[rate] < ENOUGH * best:
+        worse = worse + 1 if best > 0 and untrained - tried[rate] < ENOUGH * best else 0
+        if worse >= (1 if best >= CLEAR * untrained else 2):
             break
     return tried
 
