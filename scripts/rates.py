@@ -119,23 +119,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=[*NETS], default=[*NETS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--given", type=float, default=0.02, help="a rate for the first seed, too")
+    parser.add_argument("--done", action="store_true", help="only rows of runs that are there")
     parser.add_argument("--into", type=Path, help=f"a page with {START} and {END}")
     return parser.parse_args()
+
+
+def net_rows(name: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Return the rows of one network: a probed rate for each seed, a given one for the first."""
+    inputs = make_inputs(name, options.data, options.weights, options.work)
+    rate = f"optimizer.rates.qat_lr={options.given}"
+    runs = [(seed, "probed", f"{name}_{seed}", []) for seed in options.seeds]
+    runs.append((options.seeds[0], "given", f"{name}_{options.seeds[0]}_given", [rate]))
+    folders = [options.work / "runs" / folder for _, _, folder, _ in runs]
+    return [
+        row(name, kind, train([*words(name, *inputs, seed), *more], folder))
+        for (seed, kind, _, more), folder in zip(runs, folders, strict=True)
+        if not options.done or (folder / "report.json").is_file()
+    ]
 
 
 def main() -> None:
     """Run everything and print the table, or write it into a page."""
     options = parse()
-    rows: list[tuple[str, ...]] = []
-    for name in options.nets:
-        inputs = make_inputs(name, options.data, options.weights, options.work)
-        for seed in options.seeds:
-            given = words(name, *inputs, seed)
-            report = train(given, options.work / "runs" / f"{name}_{seed}")
-            rows.append(row(name, "probed", report))
-        fixed = [*words(name, *inputs, options.seeds[0]), f"optimizer.rates.qat_lr={options.given}"]
-        folder = options.work / "runs" / f"{name}_{options.seeds[0]}_given"
-        rows.append(row(name, "given", train(fixed, folder)))
+    rows = [cells for name in options.nets for cells in net_rows(name, options)]
     text = markdown(HEAD, rows)
     if options.into is None:
         show(text)
