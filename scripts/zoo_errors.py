@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,31 +26,28 @@ class Errors(NamedTuple):
     Attributes:
         calibrated: After calibration.
         noise: Of the float model with noise in place of rounding, at every activation.
-        softmax_in_float: After calibration, but for what softmax makes.
+        shares_in_float: After calibration, but for sites whose values are shares of 1.
     """
 
     calibrated: float
     noise: float
-    softmax_in_float: float
+    shares_in_float: float
 
 
 def calibration_errors(model: Any, x: Tensor) -> Errors:
     """Calibrate a prepared model on ``x``, in place, and return what that costs there."""
-    expected = _outputs(model, x)
+    sites, shares = activation_quants(model), list[FakeQuant]()
+    expected = _outputs(model, x, sites, partial(_add_share, shares))
 
-    def error() -> float:
-        return ((_outputs(model, x) - expected).square().mean() / expected.var()).item()
+    def error(outputs: Tensor) -> float:
+        return ((outputs - expected).square().mean() / expected.var()).item()
 
-    sites = activation_quants(model)
-    hooks = [site.register_forward_hook(_add_noise) for site in sites]
-    noise = error()
-    for hook in hooks:
-        hook.remove()
+    noise = error(_outputs(model, x, sites, _add_noise))
     observe(model, weight_quants(model), [x])
     observe(model, sites, [x])
-    calibrated = error()
-    shares = [site for site in sites if site.site.rpartition(".")[2].startswith("softmax")]
-    return Errors(calibrated, noise, _without(shares, error) if shares else calibrated)
+    calibrated = _outputs(model, x)
+    with _in_float(shares):
+        return Errors(error(calibrated), noise, error(_outputs(model, x)))
 
 
 def reason(errors: Errors) -> str:
@@ -57,17 +57,30 @@ def reason(errors: Errors) -> str:
     limit = max(LIMIT, FACTOR * errors.noise)
     if errors.calibrated <= limit:
         return f"random weights: noise of the size of 8-bit rounding alone costs {errors.noise:.2g}"
-    if errors.softmax_in_float <= limit:
+    if errors.shares_in_float <= limit:
         return (
             "random weights: attention is nearly even, and 8 bits are too few for its shares: "
-            f"{errors.softmax_in_float:.2g} with these in float"
+            f"{errors.shares_in_float:.2g} with these in float"
         )
     return f"calibration_error is above the limit {LIMIT}"
 
 
-def _outputs(model: Any, x: Tensor) -> Tensor:
+def _outputs(model: Any, x: Tensor, sites: Sequence[FakeQuant] = (), hook: Any = None) -> Tensor:
+    hooks = [site.register_forward_hook(hook) for site in sites]
     with torch.no_grad():
-        return first_output(model.eval()(x)).double()
+        found = first_output(model.eval()(x)).double()
+    for handle in hooks:
+        handle.remove()
+    return found
+
+
+def _add_share(found: list[FakeQuant], site: Any, args: Any, values: Tensor) -> None:
+    """Add a site to ``found`` if its values are shares of 1, as those of attention."""
+    del args
+    if values.ndim > 1 and values.shape[-1] > 1:
+        sums = values.clamp_min(0).sum(-1)
+        if torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+            found.append(site)
 
 
 def _add_noise(site: Any, args: Any, values: Tensor) -> Tensor:
@@ -77,11 +90,11 @@ def _add_noise(site: Any, args: Any, values: Tensor) -> Tensor:
     return values + (torch.rand_like(values) - 0.5) * step
 
 
-def _without(sites: list[FakeQuant], error: Any) -> float:
+@contextmanager
+def _in_float(sites: Sequence[FakeQuant]) -> Iterator[None]:
     phases = [site.phase for site in sites]
     for site in sites:
         site.set_phase(Phase.FLOAT)
-    found = error()
+    yield
     for site, phase in zip(sites, phases, strict=True):
         site.set_phase(phase)
-    return found

@@ -1,11 +1,13 @@
 """A representative fifteen of the zoo: captured unchanged, and nearly all of them quantized."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from qat.fake_quant import Phase, activation_quants
 from qat.graph.insert import prepare
 from qat.training.callbacks.calibrate import observe
 from tests.helpers import make_scheme
@@ -29,6 +31,20 @@ FIFTEEN = {
 }
 
 LARGE = {"densenet121", "vgg11_bn", "convnext_tiny", "swin_t", "inception_v3"}
+
+
+class Shares(nn.Module):
+    """Attention twice: by softmax, and by quotients."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        scores = self.linear(x) @ x.mT
+        positive = scores.sigmoid()
+        y = scores.softmax(-1) @ x + (positive / positive.sum(-1, keepdim=True)) @ x
+        return self.head(y)
 
 
 @pytest.fixture
@@ -133,6 +149,19 @@ def test_a_grid_that_fits_another_tensor_has_no_reason(factor, load_script, monk
     monkeypatch.setattr(script, "observe", observe_wrongly)
     text = script.reason(script.calibration_errors(captured, x))
     assert text == ("" if factor == 1 else "calibration_error is above the limit 0.01")
+
+
+def test_what_attention_shares_out_is_found(load_script):
+    script = load_script("zoo_errors")
+    captured, _ = prepare(Shares(), make_scheme(), x := torch.randn(8, 5, 6))
+    found = []
+    script._outputs(captured, x, activation_quants(captured), partial(script._add_share, found))
+    names = {site.site for site in found}
+    assert names == {"softmax", "truediv"}
+    phases = [site.phase for site in found]
+    with script._in_float(found):
+        assert {site.phase for site in found} == {Phase.FLOAT}
+    assert [site.phase for site in found] == phases
 
 
 @pytest.mark.parametrize("in_float", [0, 20, 21])
