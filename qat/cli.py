@@ -143,9 +143,8 @@ def _job(cfg: DictConfig) -> float | None:
     report = run(cfg)
     if report is None:
         return None
-    shown = ", ".join(f"{kind} {value:.2f} %" for kind, value in report.accuracy.items())
     log = logging.getLogger("qat")
-    log.info("accuracy: %s", shown)
+    log.info("accuracy: %s", report.accuracies)
     for warning in report.warnings:
         log.warning("warning: %s", warning)
     if report.is_study:

@@ -133,6 +133,16 @@ class Report:
         return f"{proof}, with warnings" if self.warnings else proof
 
     @property
+    def accuracies(self) -> str:
+        """The accuracy of every kind of model in a line, and of how many predictions if few."""
+        counts = self.verification.predictions
+        whole, shown = max(counts.values(), default=0), list[str]()
+        for kind, value in self.accuracy.items():
+            count = counts.get(kind, whole)
+            shown.append(f"{kind} {value:.2f} %" + (f" (of {count:,})" if count < whole else ""))
+        return ", ".join(shown)
+
+    @property
     def _proof(self) -> str:
         check = self.verification
         if self.is_study:

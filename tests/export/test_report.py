@@ -117,6 +117,11 @@ def test_whole_artifact(tmp_path):
     assert list(found["accuracy"]) == kinds
     assert list(found["perplexity"]) == kinds
     assert (found["accuracy"]["float"], found["perplexity"]["float"]) == (50.0, 2.5)
+    line = report.accuracies
+    assert line.startswith(f"float 50.00 %, fake_quant {found['accuracy']['fake_quant']:.2f} %, ")
+    assert [part.endswith(" (of 20)") for part in line.split(", ")] == [
+        k in kinds[4:] for k in kinds
+    ]
     loss = nn.functional.cross_entropy(captured.eval()(x[::5]), y[::5])
     assert found["perplexity"]["simulated"] == pytest.approx(loss.exp().item(), rel=1e-5)
     assert found["predictions"] == {
