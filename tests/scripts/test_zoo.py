@@ -30,7 +30,10 @@ FIFTEEN = {
     "vit_b_32": 0.97,
 }
 
-LARGE = {"densenet121", "vgg11_bn", "convnext_tiny", "swin_t", "inception_v3"}
+LARGE = {
+    "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "regnet_y_400mf",
+    "shufflenet_v2_x0_5", "swin_t", "vgg11_bn", "vit_b_32",
+}  # fmt: skip
 
 
 class Shares(nn.Module):
