@@ -26,6 +26,7 @@ _EXACT_4_BIT = "session.qdq_matmulnbits_accuracy_level"
 """Unless it is 1, products with 4-bit blocks also quantize what they multiply, to 8 bits."""
 _EXACT_SUMS = "session.x64quantprecision"
 """1 moves weights to uint8, whose sums are exact without VNNI; with it that only costs speed."""
+_SPINNING = "session.intra_op.allow_spinning"
 _SHARED = "replace the existing tensor"
 log = logging.getLogger("qat")
 
@@ -41,6 +42,7 @@ class OnnxModel:
         outputs: More tensors of the graph to return, by name.
         providers: Execution providers, the preferred one first.
         threads: Threads that one operation may use; None lets onnxruntime choose.
+        spinning: Whether they wait for the next call at work: quick answers, and a core each.
 
     Attributes:
         call: Arguments to its inputs, its outputs to what the model returns.
@@ -61,6 +63,7 @@ class OnnxModel:
         outputs: Sequence[str] = (),
         providers: Sequence[str] = (CPU,),
         threads: int | None = None,
+        spinning: bool = True,
     ) -> None:
         self.path = path = Path(path)
         content = read_onnx(path)[0]
@@ -69,6 +72,8 @@ class OnnxModel:
             content = _with_outputs(content, outputs)
             tries = (True, False) if cuts_off_sums() else (False,)
             options = [_options(optimise, threads, exact_sums=exact) for exact in tries]
+            for each in options:
+                each.add_session_config_entry(_SPINNING, str(int(spinning)))
             self.session = _open(content, options, providers)
             self.outputs = [x.name for x in self.session.get_outputs()]
             own = self.outputs[: len(self.outputs) - len(outputs)]
