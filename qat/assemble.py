@@ -201,8 +201,7 @@ def export_settings(config: Config) -> dict[str, Any]:
             raise ConfigError(
                 "expected export.threshold from 0 to 1, whole export.samples and "
                 "export.site_samples of at least 1, export.storage and export.trial=true or false, "
-                "got "
-                f"export.{key}={value!r}: correct or remove it."
+                f"got export.{key}={value!r}: correct or remove it."
             )
     return {key: value for key, value in export.items() if key != "trial"}
 

@@ -70,11 +70,10 @@ def predict_all(
             rows = torch.arange(count, count + y.numel()).view(y.shape)
             part = slice(-seen % step, None, step)
             for kind, run in forms.items():
-                wanted = part if kind in sampled and step > 1 else slice(None)
+                wanted = part if kind in sampled else slice(None)
                 if len(y[wanted]):
-                    logits = logits_of(run, signature.pick(call, wanted)).float().cpu()
-                    labels = y[wanted].flatten().cpu()
-                    found[kind].append(Predicted(logits, labels, rows[wanted].flatten()))
+                    logits = logits_of(run, signature.pick(call, wanted))
+                    found[kind].append(_predicted(logits, y[wanted], rows[wanted]))
             seen, count = seen + len(y), count + y.numel()
         if time.monotonic() - shown > SECONDS:
             log.info("verify: %s samples%s", f"{seen:,}", _of_all(batches, index))
@@ -82,6 +81,10 @@ def predict_all(
     return {
         kind: Predicted(*map(torch.cat, zip(*parts, strict=True))) for kind, parts in found.items()
     }
+
+
+def _predicted(logits: Tensor, labels: Tensor, rows: Tensor) -> Predicted:
+    return Predicted(logits.float().cpu(), labels.flatten().cpu(), rows.flatten())
 
 
 def _pieces(
