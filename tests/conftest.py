@@ -2,13 +2,14 @@
 
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 
 import absl.logging
 import pytest
 import torch
+
+from tests.runs import fork
 
 # Hydra shuts all log handlers down, and absl's (tensorboard and openvino bring it) then closes the
 # stream that was sys.stderr when it was imported: here, the one that pytest captures with.
@@ -35,8 +36,15 @@ def _signals():
         signal.signal(number, handler)
 
 
+def _execute(code, arguments, log):
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<script>", "exec"), {"__name__": "__main__"})
+
+
 @pytest.fixture
-def two_ranks(tmp_path, pytestconfig):
+def two_ranks(tmp_path):
     """Run a script in two processes of one gloo group, and load what each saved under ``out``."""
 
     def run(script):
@@ -51,21 +59,16 @@ def two_ranks(tmp_path, pytestconfig):
         tail = "\ndist.barrier()\ndist.destroy_process_group()\nimport os\nos._exit(0)\n"
         code = textwrap.dedent(head) + textwrap.dedent(script) + tail
         outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, str(rank), str(out)],
-                cwd=pytestconfig.rootpath,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank, out in enumerate(outs)
-        ]
+        logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+        ranks = [fork(_execute, code, [str(r), str(outs[r])], logs[r]) for r in range(2)]
         try:
-            messages = [process.communicate(timeout=120)[1] for process in ranks]
+            for process in ranks:
+                process.join(120)
         finally:
             for process in ranks:
                 process.kill()
-        assert [process.returncode for process in ranks] == [0, 0], "\n".join(messages)
+        messages = "\n".join(log.read_text() for log in logs)
+        assert [process.exitcode for process in ranks] == [0, 0], messages
         return [torch.load(out, weights_only=True) for out in outs]
 
     return run

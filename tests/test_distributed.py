@@ -12,6 +12,7 @@ from tests.runs import SMALL, train
 FEW = [
     *SMALL,
     "distillation=none",
+    "callbacks.monitor=null",
     "schedule.float_epochs=0",
     "schedule.epochs=1",
     "trainer.limit_train_batches=4",

@@ -96,7 +96,8 @@ def _reach(layer: Any, weight: Tensor, x: Codes) -> float:
     low, high = -zero, 2.0 ** (8 * x.grid.zero_point.itemsize) - 1 - zero
     axis = channel_axis(layer)
     others = [a for a in range(weight.ndim) if a != axis]
-    ends = torch.stack([weight * low, weight * high])
-    highest, lowest = (ends.amax(0).clamp_min(0), ends.amin(0).clamp_max(0))
-    reach = torch.maximum(highest.sum(others), -lowest.sum(others))
+    # a zero point is one of the codes, so low <= 0 <= high
+    positive, negative = weight.clamp_min(0).sum(others), weight.clamp_max(0).sum(others)
+    highest, lowest = positive * high + negative * low, positive * low + negative * high
+    reach = torch.maximum(highest, -lowest)
     return float(reach.max()) if reach.numel() else 0.0

@@ -14,14 +14,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-import torch
 
-SLOW = (
-    "torch", "torch.distributed.nn.functional", "torch.onnx", "torch.export", "torchvision",
-    "torch.utils.tensorboard", "torch.ao.quantization", "pytorch_lightning", "torchmetrics",
-    "onnx", "onnx_ir.passes.common", "onnxscript.optimizer", "onnxruntime", "sklearn.datasets",
-    "hydra", "omegaconf", "hypothesis", "rich",
-)  # fmt: skip
 OPTIONS = (
     "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not gpu",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of plugins that are imported already
@@ -98,12 +91,7 @@ def _run(files: list[str], log: Path, seconds: float) -> int:
 
 
 def _serve(log: Path, seconds: float) -> None:
-    for name in SLOW:
-        importlib.import_module(name)
-    with contextlib.redirect_stdout(sys.stderr):  # imports the exporter
-        torch.onnx.export(
-            torch.nn.Linear(1, 1).eval(), (torch.ones(2, 1),), dynamo=True, verbose=False
-        )
+    importlib.import_module("tests.preload")
     for line in sys.stdin:
         print(_run(line.split(), log, seconds), flush=True)  # noqa: T201 (the answer)
 

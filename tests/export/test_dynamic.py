@@ -62,15 +62,18 @@ def rearranged() -> tuple[nn.Module, torch.Tensor, int]:
     return Rearranged(), torch.randn(16, 3, 6), 2
 
 
-@pytest.fixture(params=[matrices, language_model, rearranged], ids=lambda f: f.__name__)
-def exported(request, tmp_path):
+@pytest.fixture(
+    scope="module", params=[matrices, language_model, rearranged], ids=lambda f: f.__name__
+)
+def exported(request, tmp_path_factory):
     torch.manual_seed(0)
     make: Callable[[], tuple[nn.Module, torch.Tensor, int]] = request.param
     model, x, layers = make()
     captured, _ = folded(model, SCHEME, x)
     converted = convert(captured)
-    sites = export_onnx(converted, x[:1], tmp_path / "m.onnx")
-    return captured, converted, x, layers, sites, tmp_path / "m.onnx"
+    path = tmp_path_factory.mktemp("dynamic") / "m.onnx"
+    sites = export_onnx(converted, x[:1], path)
+    return captured, converted, x, layers, sites, path
 
 
 def test_every_product_runs_on_integers(exported, tmp_path):

@@ -22,7 +22,7 @@ from qat.spec import Rule
 from tests.export.conftest import Exported, export
 from tests.helpers import HAS_VNNI, folded, make_scheme, smooth_images, warm_up
 
-SCHEMES = [(8, 8), (4, 8), (4, 4), (2, 2)]
+SCHEMES = [(8, 8), (4, 8), (4, 4), pytest.param((2, 2), marks=pytest.mark.slow)]
 INTEGERS = {onnx.TensorProto.INT8, onnx.TensorProto.INT16}
 
 

@@ -123,7 +123,9 @@ def test_the_header_says_which_values_share_a_scale_that_they_bring(grid, shares
     }
 
 
-@pytest.mark.parametrize(("weights", "activations"), [(2, 2), (4, 4)])
+@pytest.mark.parametrize(
+    ("weights", "activations"), [pytest.param(2, 2, marks=pytest.mark.slow), (4, 4)]
+)
 def test_narrow_weights_take_less_than_in_onnx(exported_resnet20, weights, activations, tmp_path):
     exported = exported_resnet20(weights, activations)
     path = tmp_path / "m.safetensors"

@@ -286,7 +286,11 @@ def test_unknown_storage_is_refused():
 
 @pytest.mark.parametrize(
     ("bits", "storage", "megabytes"),
-    [pytest.param(8, "speed", 11.9, marks=pytest.mark.slow), (4, "speed", 11.9), (4, "size", 6.3)],
+    [
+        pytest.param(8, "speed", 11.9, marks=pytest.mark.slow),
+        pytest.param(4, "speed", 11.9, marks=pytest.mark.slow),
+        (4, "size", 6.3),
+    ],
 )
 def test_size_of_resnet18(bits, storage, megabytes, tmp_path):
     torch.manual_seed(0)

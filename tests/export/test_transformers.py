@@ -72,7 +72,9 @@ def test_every_product_is_quantized(name):
     assert {n for n, w in plan.weights.items() if w.op == "linear"} >= set(layers)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("bert", "vit") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_the_file_predicts_what_the_fold_stage_predicts(name, tmp_path):
     _, captured, plan, x = prepared(name)
     calibrate(captured, x)

@@ -184,7 +184,7 @@ def test_so_it_is_with_fused_kernels(stage):
     check_same(model, "regional")
 
 
-@pytest.mark.parametrize("name", ["mobilenet", "vit"])
+@pytest.mark.parametrize("name", ["mobilenet", pytest.param("vit", marks=pytest.mark.slow)])
 def test_and_other_models(name):
     check_same(prepared(name, LEARNED), "regional")
 

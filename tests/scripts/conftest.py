@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from qat.assemble import set_up
 from qat.cli import quieten
@@ -37,19 +38,32 @@ def train(folder, *overrides):
 
 
 @pytest.fixture(scope="session")
-def table_run(tmp_path_factory):
-    """The folder of a finished run on 4 features, 10 classes."""
-    return train(tmp_path_factory.mktemp("table"), "recipe=tabular_w8a8")
+def finished_run(tmp_path_factory, worker_id):
+    """Train once for all workers; nothing may write into these folders."""
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+
+    def run_once(name, *overrides):
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                train(folder, *overrides)
+                done.touch()
+        return folder
+
+    return run_once
 
 
 @pytest.fixture(scope="session")
-def image_run(tmp_path_factory):
+def table_run(finished_run):
+    """The folder of a finished run on 4 features, 10 classes."""
+    return finished_run("table", "recipe=tabular_w8a8")
+
+
+@pytest.fixture(scope="session")
+def image_run(finished_run):
     """The folder of a finished run on RGB digits of 8x8 pixels."""
-    return train(
-        tmp_path_factory.mktemp("image"),
-        "recipe=resnet_w8a8",
-        "schedule.float_epochs=2",
-    )
+    return finished_run("image", "recipe=resnet_w8a8", "schedule.float_epochs=2")
 
 
 @pytest.fixture
