@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 ROOT = Path(__file__).parents[1]
+OUTPUTS = ("out", "err")
 SMALL = [
     "recipe=resnet_w4a8",
     "name=small",
@@ -45,25 +46,29 @@ def fork(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
+def start(folder: Path, *overrides: str) -> Any:
+    """Start ``train.py`` inside ``folder`` on one thread; it prints to its files OUTPUTS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return fork(_run_train, folder, overrides)
+
+
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run ``train.py`` inside ``folder`` on one thread; return what it printed and its status."""
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"std{stream}" for stream in ("out", "err")]
-    process = fork(_run_train, folder, logs, overrides)
+    process = start(folder, *overrides)
     process.join(300)
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"train.py in {folder} did not end")
-    texts = [log.read_text() for log in logs]
-    for log in logs:
-        log.unlink()
+    texts = [(folder / name).read_text() for name in OUTPUTS]
+    for name in OUTPUTS:
+        (folder / name).unlink()
     return subprocess.CompletedProcess(overrides, process.exitcode, *texts)
 
 
-def _run_train(folder: Path, logs: list[Path], overrides: tuple[str, ...]) -> None:
+def _run_train(folder: Path, overrides: tuple[str, ...]) -> None:
     """In the child: become the command, down to the descriptors of its output."""
-    for number, log in enumerate(logs, 1):
-        with log.open("wb") as file:
+    for number, name in enumerate(OUTPUTS, 1):
+        with (folder / name).open("wb") as file:
             os.dup2(file.fileno(), number)
     os.chdir(folder)
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -127,12 +127,15 @@ def test_schemes_of_language_models(options, tmp_path):
     "options",
     [
         ["trainer.precision=bf16-mixed"],
-        ["trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2"],
-        ["schedule.activations=0.3"],
+        [
+            "trainer.gradient_clip_val=0.5",
+            "trainer.accumulate_grad_batches=2",
+            "schedule.activations=0.3",
+        ],
         ["scheme.batch_norm=folded", "quantizer=uniform", "observer=moving_average"],
         ["pruning=magnitude", "pruning.ratio=0.25"],
     ],
-    ids=["bf16", "clip", "weights-first", "folded", "pruned"],
+    ids=["bf16", "clip-weights-first", "folded", "pruned"],
 )
 def test_options(options, tmp_path):
     report = run(compose([*TINY, "schedule.float_epochs=1", *options], tmp_path))

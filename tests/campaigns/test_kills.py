@@ -5,14 +5,12 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, train
+from tests.runs import start, train
 from tests.same_run import apart
 
 KILLS = int(os.environ.get("QAT_KILLS", "50"))
@@ -51,22 +49,13 @@ def recipe(request, tmp_path_factory) -> tuple[str, Path, float]:
 
 def kill_after(folder: Path, command: list[str], seconds: float) -> bool:
     """Start a run and kill it; return whether it lived until then."""
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *command],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        run.wait(seconds)
-    except subprocess.TimeoutExpired:
+    run = start(folder, *command)
+    run.join(seconds)
+    if run.exitcode is None:
         run.kill()
-        run.wait()
+        run.join()
         return True
-    assert run.returncode == 0
+    assert run.exitcode == 0
     return False
 
 
@@ -76,7 +65,7 @@ def test_two_kills_leave_no_trace(number, recipe, tmp_path):
     command = [*TABLE, *RECIPES[name]]
     moments = random.Random(f"{SEED} {name} {number}")
     for _ in range(2):
-        kill_after(tmp_path, [*command, *resume(tmp_path)], moments.uniform(0.3, 1.0) * seconds)
+        kill_after(tmp_path, [*command, *resume(tmp_path)], moments.uniform(0.1, 1.0) * seconds)
     done = train(tmp_path, *command, *resume(tmp_path))
     assert done.returncode == 0, done.stderr
     newest = max(tmp_path.glob("runs/killed/*"), key=lambda run: run.name)

@@ -27,25 +27,30 @@ SCHEMES = {
     "8da4w": make_scheme(4, weight=GROUPS, rules={"floats": FLOATS, "reads": READS}),
     "w8a8": make_scheme(8, 8),
 }
+MORE = [("int4", False), ("8da4w", True), ("w8a8", False)]
 
 
 def tokens(batch):
     return torch.randint(0, 256, (batch, 12), generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.fixture(params=[False, True], ids=["loose", "tied"])
-def tied(request):
-    return request.param
-
-
-@pytest.fixture(params=SCHEMES)
-def model(request, tied):
+@pytest.fixture(
+    params=[
+        ("int4", True),
+        ("8da4w", False),
+        ("w8a8", True),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in MORE),
+    ],
+    ids=lambda m: f"{m[0]}-{'tied' if m[1] else 'loose'}",
+)
+def model(request):
+    scheme, tied = request.param
     torch.manual_seed(0)
     float_model = build("gpt", 256, context=12, width=16, depth=1, heads=2, tied=tied)
     with torch.no_grad():
         for parameter in float_model.parameters():
             parameter.mul_(8 if parameter.ndim > 1 else 1)  # margins between the predictions
-    return folded(float_model, SCHEMES[request.param], tokens(32))
+    return folded(float_model, SCHEMES[scheme], tokens(32))
 
 
 def test_tokens_come_in_as_integers_and_every_prediction_is_kept(model, tmp_path):

@@ -149,6 +149,7 @@ def test_every_convolution_runs_on_integers(exported_resnet20, bits, tmp_path):
     assert ops["QGemm"] == 1
 
 
+@pytest.mark.slow
 def test_mobilenet_runs_on_integers(tmp_path):
     torch.manual_seed(0)
     model = build("mobilenet_v2", 10, width_mult=0.25)

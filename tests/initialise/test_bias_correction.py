@@ -104,6 +104,7 @@ def test_layers_with_no_place_are_named_and_others_are_corrected():
     assert changed == {"twice.bias", "offset"}
 
 
+@pytest.mark.slow
 def test_it_wins_back_accuracy_at_three_bits_for_the_tensor():
     """Three of four networks win back 32 to 77 % of their loss; one, of 2.4 points, loses 2.6."""
     lost = won = 0.0

@@ -92,7 +92,9 @@ def assert_same(converted, path, *batches):
         assert torch.equal(loaded.graph_module(x), converted(x))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet18" else n for n in MODELS]
+)
 def test_whole_networks(name, tmp_path):
     torch.manual_seed(0)
     make_model, make_batch = MODELS[name]
