@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import CalibrationError, SpecError
+from qat.held import Holder
 from qat.observers import OBSERVERS, MinMax
 from qat.quantizers import QUANTIZERS, Quantizer
 from qat.spec import QuantSpec
@@ -28,7 +29,7 @@ class Phase(enum.IntEnum):
     """Snaps them to the grid; what the quantizer learns gets no gradient and stays."""
 
 
-class FakeQuant(nn.Module):
+class FakeQuant(Holder):
     """Observe or fake-quantize the tensors of one site; the phase is part of the saved state.
 
     Args:

@@ -1,4 +1,4 @@
-"""What layers make of their parameters, made once where evaluation reads it for every batch."""
+"""What layers and fake-quants make of their parameters, once where evaluation reads it often."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Held(NamedTuple):
 
 
 class Holder(nn.Module):
-    """Mixin of a layer that can hold what it made.
+    """A module that can hold what is made of its parameters.
 
     Attributes:
         held: ``None`` where everything is made anew each time.
@@ -65,12 +65,12 @@ def held_once(make: Callable[[Any], Value]) -> Callable[[Any], Value]:
 
 @contextlib.contextmanager
 def hold(model: nn.Module) -> Iterator[None]:
-    """Inside, layers make their weights in use and their integers once.
+    """Inside, layers make their weights in use and their integers once, fake-quants their codecs.
 
     Phases must not change meanwhile; parameters and ranges may. Each weight is there twice.
 
     Args:
-        model: Any model; only its quantized layers hold anything.
+        model: Any model; only its quantized layers and fake-quants hold anything.
     """
     layers = [module for module in model.modules() if isinstance(module, Holder)]
     for layer in layers:

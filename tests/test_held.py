@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from qat.codecs import make_codec
+from qat.fake_quant import activation_quants
 from qat.graph.insert import prepare
 from qat.held import hold
 from qat.layers import QuantizedLayer, fold
+from qat.reference.run import IntegerRun
 from qat.training.evaluate import evaluate
 from tests.helpers import calibrate, make_scheme
 
@@ -69,6 +72,32 @@ def test_what_changed_is_made_again(model):
                 read.add_(0)
                 assert layer.weight is not before
                 assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("model", ["fold"], indirect=True)
+def test_codecs_are_made_once_and_again_where_a_scale_changed(model, monkeypatch):
+    made = []
+
+    def count(fake_quant):
+        made.append(fake_quant.site)
+        return make_codec(fake_quant)
+
+    monkeypatch.setattr("qat.reference.run.make_codec", count)
+    sites = sorted(f.site for f in activation_quants(model))
+    run, x = IntegerRun(model), torch.randn(4, 3, 8, 8)
+    with hold(model):
+        first = run(x)
+        assert torch.equal(run(x), first)
+        assert sorted(made) == sites
+        for fake_quant in activation_quants(model):
+            with torch.no_grad():
+                for parameter in fake_quant.parameters():
+                    parameter.mul_(2)
+        assert not torch.equal(run(x), first)
+        assert sorted(made) == sorted(2 * sites)
+    run(x)
+    run(x)
+    assert sorted(made) == sorted(4 * sites)
 
 
 def test_gradients_are_never_held(model, counted):

@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "files", "terminal", "compile_cache"},
     {"signals"},
-    {"kinds", "folders", "memory", "trees"},
+    {"kinds", "folders", "held", "memory", "trees"},
     {"calls", "outputs"},
     {"signature"},
     {"extensions"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"functional"},
     {"observers", "quantizers"},
     {"fake_quant"},
-    {"subclass", "channels", "held"},
+    {"subclass", "channels"},
     {"batch_norm"},
     {"layers"},
     {"codecs"},

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,6 +41,7 @@ from qat.reference.values import Accumulator, Average, BroughtGrid, Clipped, Cod
 from qat.signature import interface
 
 Observer = Callable[[ActivationCodec, Tensor], Tensor]
+Made = TypeVar("Made")
 Quantize = FakeQuant | ActivationCodec | DynamicTensorCodec
 
 
@@ -79,16 +80,14 @@ class IntegerRun(fx.Interpreter):
         if like is not None:
             like.shared = like.shared or SharedSums()
             self.shared = SharedSums(like.shared)
-        self.codecs: dict[FakeQuant, Any] = {}
-        self.lookups: dict[FakeQuant, Lookup | None] = {}
+        self.made: dict[tuple[FakeQuant, str], Any] = {}
         self.largest: dict[str, int] = {}
         self.float_ops: dict[str, str] = {}
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns in eval mode for one call, in the same form."""
-        self.codecs.clear()
-        self.lookups.clear()
+        self.made.clear()
         self.float_ops.clear()
         if self.shared is not None:
             self.shared.known.clear()
@@ -205,24 +204,26 @@ class IntegerRun(fx.Interpreter):
         return Codes(self.observer(grid, codes) - grid.zero_point.float(), grid)
 
     def _lookup(self, module: Quantize) -> Lookup | None:
-        if not isinstance(module, FakeQuant):
-            return None
-        if module not in self.lookups:
-            self.lookups[module] = Lookup.of(module)
-        return self.lookups[module]
+        return self._once(module, Lookup.of) if isinstance(module, FakeQuant) else None
+
+    def _once(self, module: FakeQuant, make: Callable[[FakeQuant], Made]) -> Made:
+        """Return what a fake-quant's parameters make: once a call, once inside ``hold``."""
+        name = make.__name__
+        if module.held is not None:
+            return module.held.get(name, lambda: make(module))
+        if (module, name) not in self.made:
+            self.made[module, name] = make(module)
+        return self.made[module, name]
 
     def _round(self, x: Pending, grid: ActivationCodec) -> Tensor:
         """Return stored codes of a result, not held in the range of its grid yet."""
         return x.codes(grid)
 
     def _grid(self, module: Quantize, x: Any) -> ActivationCodec | None:
-        if isinstance(module, FakeQuant):
-            if module not in self.codecs:
-                self.codecs[module] = make_codec(module)
-            module = self.codecs[module]
-        if isinstance(module, DynamicTensorCodec):
-            return BroughtGrid(module.site, _real(x), module.spec)
-        return module if isinstance(module, ActivationCodec) else None
+        codec = self._once(module, make_codec) if isinstance(module, FakeQuant) else module
+        if isinstance(codec, DynamicTensorCodec):
+            return BroughtGrid(codec.site, _real(x), codec.spec)
+        return codec if isinstance(codec, ActivationCodec) else None
 
     def _average(self, n: fx.Node, args: Any, kwargs: Any) -> Pending | None:
         """Average a whole image, whose sum is an integer, or windows."""
