@@ -51,6 +51,7 @@ LEGITIMATE = {
     r"optimizer\.(rates\.(warmup|end_ratio)|label_smoothing)": {0.5},
     r"optimizer\.rates\.decay_by_bits": {None},
     r"callbacks\.\w+|logger\.\w+": {None},  # switched off
+    r"export\.samples": {None},  # all
     r"callbacks\.ema\.decay|export\.threshold": {0.5},
     r"callbacks\.(last|best)\.(dirpath|filename)": {*TEXTS, None},
     r"callbacks\.\w+\.(monitor|logging_interval|every_n_train_steps|save_on\w+)": {None},
