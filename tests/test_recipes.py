@@ -77,7 +77,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loade
 
 
 # the others differ in networks, bits or pruning: what they add runs in tests of that
-RUN = {"gpt_w4", "gpt_w8a8_dynamic_ptq", "resnet_w4a4", "tabular_w8a8"}
+RUN = {"gpt_w4", "gpt_w8a8_dynamic_ptq", "tabular_w8a8"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ CONVOLUTIONS = {"resnet18": 20, "mobilenet_v2": 52}
 
 
 @pytest.mark.parametrize("bits", SCHEMES)
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "mobilenet_v2"])
 def test_every_convolution_runs_on_integers_which_the_file_stores(name, bits, tmp_path):
     torch.manual_seed(0)
     rules = {"ends": Rule("@first|@last", {"bits": 8}, {"bits": 8})}

@@ -127,7 +127,7 @@ def test_weights_are_those_of_the_converted_model_bit_for_bit(bits, tmp_path):
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_groups_are_those_of_the_converted_model_bit_for_bit(bits, signed, tmp_path):
     torch.manual_seed(0)
     weight = {"group_size": 3, "narrow": False, "signed": signed, "symmetric": signed}

@@ -169,8 +169,15 @@ def check_same(plain, mode, checkpointing="auto"):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("fields", [LEARNED, LIVE], ids=["learned", "live"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, LEARNED) for name in MODELS),
+        ("resnet", LIVE),
+        *(pytest.param(name, LIVE, marks=pytest.mark.slow) for name in ("mobilenet", "vit")),
+    ],
+    ids=lambda v: {id(LEARNED): "learned", id(LIVE): "live"}.get(id(v), v),
+)
 def test_every_bit_is_the_same(name, fields, stage):
     model = prepared(name, fields)
     STAGES[stage](model)

@@ -31,8 +31,8 @@ FIFTEEN = {
 }
 
 LARGE = {
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "regnet_y_400mf",
-    "resnet18", "shufflenet_v2_x0_5", "swin_t", "vgg11_bn", "vit_b_32",
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
+    "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t", "vgg11_bn", "vit_b_32",
 }  # fmt: skip
 
 

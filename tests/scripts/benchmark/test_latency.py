@@ -73,6 +73,7 @@ def test_a_run_with_its_float_model_and_static_quantization(runtime, table_run, 
     assert "1 of" in out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_pytorch_runs_the_packed_files_of_run_and_float_model(table_run, measure):
     found, _ = measure(table_run, "--static", "--runtime", "torch")
     in_float, artifact = found["files"]  # what onnxruntime quantizes is for onnxruntime
