@@ -132,7 +132,10 @@ def test_schemes_of_language_models(options, tmp_path):
             "trainer.accumulate_grad_batches=2",
             "schedule.activations=0.3",
         ],
-        ["scheme.batch_norm=folded", "quantizer=uniform", "observer=moving_average"],
+        pytest.param(
+            ["scheme.batch_norm=folded", "quantizer=uniform", "observer=moving_average"],
+            marks=pytest.mark.slow,
+        ),
         ["pruning=magnitude", "pruning.ratio=0.25"],
     ],
     ids=["bf16", "clip-weights-first", "folded", "pruned"],

@@ -82,6 +82,7 @@ def test_openvino_computes_integers_close_to_onnxruntime(plain):
         assert difference < 2  # a code of the features may turn where its value lies at a tie
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_predicts_with_residual_additions(exported_resnet20):
     """Every convolution is integer; additions lose one rounding, and codes drift from there."""

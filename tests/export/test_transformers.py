@@ -73,7 +73,7 @@ def test_every_product_is_quantized(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("bert", "vit") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+    "name", [n if n == "bert" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )
 def test_the_file_predicts_what_the_fold_stage_predicts(name, tmp_path):
     _, captured, plan, x = prepared(name)

@@ -48,7 +48,10 @@ def test_other_numbers_of_threads_compile_anew(monkeypatch):
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("gelu", "hardswish") else pytest.param(n, marks=pytest.mark.slow) for n in SMOOTH],
+)
 def test_gradients_of_activation_functions(name):
     """Away from ties and ends, those that autograd finds; without a grid's steps in between."""
     x = torch.linspace(-6, 6, 4001, requires_grad=True)

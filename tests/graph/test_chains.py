@@ -89,7 +89,9 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "memory", [pytest.param(torch.contiguous_format, marks=pytest.mark.slow), torch.channels_last]
+)
 @pytest.mark.parametrize("fields", [LEARNED, OBSERVED], ids=["lsq", "uniform"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_is_that_of_the_parts(stage, fields, memory, x):

@@ -77,7 +77,10 @@ def test_what_is_found(name, x):
     assert ("NoneType", name) in found
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("gelu", "hardswish") else pytest.param(n, marks=pytest.mark.slow) for n in SMOOTH],
+)
 def test_a_step_is_that_of_the_parts(name, x):
     ours = prepared(x, Block(SMOOTH[name]))
     theirs = deepcopy(ours)

@@ -92,8 +92,11 @@ def assert_same(converted, path, *batches):
         assert torch.equal(loaded.graph_module(x), converted(x))
 
 
+LARGE = {"resnet18", "mobilenet_v2"}
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet18" else n for n in MODELS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in MODELS]
 )
 def test_whole_networks(name, tmp_path):
     torch.manual_seed(0)

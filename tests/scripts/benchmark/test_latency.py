@@ -21,7 +21,7 @@ from qat.models import build, load_checkpoint
 SCRIPT = "benchmark/latency"
 QUICK = ["--threads", "1", "--seconds", "0.01", "--rounds", "2", "--batch", "1,3"]
 NAMES = [
-    "onnxruntime",
+    pytest.param("onnxruntime", marks=pytest.mark.slow),
     pytest.param(
         "openvino",
         marks=[
