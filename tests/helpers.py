@@ -1,9 +1,10 @@
 """What several tests need to bring a small model from float to integers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +42,11 @@ def make_scheme(
         {**ACTIVATION, "bits": activation_bits, **(activation or {})},
     )
     return Scheme("test", {"body": body, **(rules or {})}, batch_norm)
+
+
+def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
+    """Return parameters of a test, of which all but a few are slow."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def smooth_images(count: int, size: int = 32) -> Tensor:

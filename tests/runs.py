@@ -47,7 +47,7 @@ def fork(target: Callable[..., None], *args: Any) -> Any:
 
 
 def start(folder: Path, *overrides: str) -> Any:
-    """Start ``train.py`` inside ``folder`` on one thread; it prints to its files OUTPUTS."""
+    """Start ``train.py`` inside ``folder`` on one thread; it prints to ``OUTPUTS`` there."""
     folder.mkdir(parents=True, exist_ok=True)
     return fork(_run_train, folder, overrides)
 

@@ -12,6 +12,7 @@ from qat.batch_norm import Stage, batch_norms
 from qat.compose import compose, compose_plain
 from qat.fake_quant import Phase, fake_quants
 from qat.run import run
+from tests.helpers import slow_but
 from tests.runs import ROOT, train
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -76,12 +77,8 @@ def special(recipe: str, folder: Path) -> list[str]:
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
 
 
-# the others differ in networks, bits or pruning: what they add runs in tests of that
-RUN = {"gpt_w4", "gpt_w8a8_dynamic_ptq", "tabular_w8a8"}
-
-
 @pytest.mark.parametrize(
-    "recipe", [r if r in RUN else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES]
+    "recipe", slow_but(RECIPES, "gpt_w4", "gpt_w8a8_dynamic_ptq", "tabular_w8a8")
 )
 def test_recipe_trains_two_steps_and_ships(recipe, tmp_path):
     overrides = [f"recipe={recipe}", *TWO_STEPS, *special(recipe, tmp_path / "images")]

@@ -11,7 +11,7 @@ from qat.models import build
 from qat.spec import Rule
 from tests.export.conftest import export
 from tests.export.test_onnx import integer_weights, optimised_ops
-from tests.helpers import make_scheme, smooth_images
+from tests.helpers import make_scheme, slow_but, smooth_images
 
 SCHEMES = [(8, 8), *(pytest.param(b, marks=pytest.mark.slow) for b in ((4, 8), (4, 4)))]
 CONVOLUTIONS = {"resnet18": 20, "mobilenet_v2": 52}
@@ -19,7 +19,7 @@ CONVOLUTIONS = {"resnet18": 20, "mobilenet_v2": 52}
 
 
 @pytest.mark.parametrize("bits", SCHEMES)
-@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "mobilenet_v2"])
+@pytest.mark.parametrize("name", slow_but(CONVOLUTIONS, "mobilenet_v2"))
 def test_every_convolution_runs_on_integers_which_the_file_stores(name, bits, tmp_path):
     torch.manual_seed(0)
     rules = {"ends": Rule("@first|@last", {"bits": 8}, {"bits": 8})}

@@ -14,7 +14,7 @@ from qat.graph.insert import prepare
 from qat.layers import fold
 from qat.reference.run import IntegerRun
 from qat.training.evaluate import first_output
-from tests.helpers import calibrate, make_scheme
+from tests.helpers import calibrate, make_scheme, slow_but
 from tests.products import count_file
 
 WORDS, LENGTH = 100, 12
@@ -72,9 +72,7 @@ def test_every_product_is_quantized(name):
     assert {n for n, w in plan.weights.items() if w.op == "linear"} >= set(layers)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "bert" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.parametrize("name", slow_but(MODELS, "bert"))
 def test_the_file_predicts_what_the_fold_stage_predicts(name, tmp_path):
     _, captured, plan, x = prepared(name)
     calibrate(captured, x)

@@ -9,6 +9,7 @@ from qat.functional.fused import Front, Grid, fused_fake_quantize, fused_kernels
 from qat.functional.inductor import Kernel
 from qat.functional.kept import find_codes, kept_as_codes, rearranged
 from qat.functional.products import matmul
+from tests.helpers import slow_but
 
 GRID = Grid(torch.tensor(0.05), torch.tensor(3.0), 0, 255)
 
@@ -48,10 +49,7 @@ def test_other_numbers_of_threads_compile_anew(monkeypatch):
     assert len(made) == 2
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("gelu", "hardswish") else pytest.param(n, marks=pytest.mark.slow) for n in SMOOTH],
-)
+@pytest.mark.parametrize("name", slow_but(SMOOTH, "gelu", "hardswish"))
 def test_gradients_of_activation_functions(name):
     """Away from ties and ends, those that autograd finds; without a grid's steps in between."""
     x = torch.linspace(-6, 6, 4001, requires_grad=True)

@@ -15,7 +15,7 @@ from qat.graph.chains import Chain
 from qat.graph.insert import prepare
 from qat.graph.training import training_graph
 from qat.training.compiled import training_forward
-from tests.helpers import calibrate, kept_bytes, make_scheme
+from tests.helpers import calibrate, kept_bytes, make_scheme, slow_but
 
 LEARNED = {"quantizer": "lsq", "observer": "min_max"}
 SMOOTH = {
@@ -77,10 +77,7 @@ def test_what_is_found(name, x):
     assert ("NoneType", name) in found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("gelu", "hardswish") else pytest.param(n, marks=pytest.mark.slow) for n in SMOOTH],
-)
+@pytest.mark.parametrize("name", slow_but(SMOOTH, "gelu", "hardswish"))
 def test_a_step_is_that_of_the_parts(name, x):
     ours = prepared(x, Block(SMOOTH[name]))
     theirs = deepcopy(ours)

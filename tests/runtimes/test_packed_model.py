@@ -24,7 +24,7 @@ from qat.models import build
 from qat.reference.run import IntegerRun
 from qat.runtimes.packed_model import PackedModel
 from tests.graph.test_convert import FORMATS, NETS, make
-from tests.helpers import folded, make_scheme, warm_up
+from tests.helpers import folded, make_scheme, slow_but, warm_up
 
 
 class Functions(nn.Module):
@@ -92,12 +92,7 @@ def assert_same(converted, path, *batches):
         assert torch.equal(loaded.graph_module(x), converted(x))
 
 
-LARGE = {"resnet18", "mobilenet_v2"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in MODELS]
-)
+@pytest.mark.parametrize("name", slow_but(MODELS, "resnet20", "vit", "gpt", "functions"))
 def test_whole_networks(name, tmp_path):
     torch.manual_seed(0)
     make_model, make_batch = MODELS[name]
